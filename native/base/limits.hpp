@@ -1,0 +1,60 @@
+// Every fixed limit of the native code, with its unit in its name and the relations between them checked here.
+//
+// A limit lives in this file or it does not exist: docs/limits.md lists the same figures for users.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace drust {
+
+inline constexpr std::uint32_t kServerBits = 12;
+inline constexpr std::uint32_t kGranuleBits = 36;
+inline constexpr std::uint64_t kGranuleBytes = 16;
+inline constexpr std::uint32_t kServersMax = 1U << kServerBits;
+inline constexpr std::uint64_t kPartitionBytesMax = (1ULL << kGranuleBits) * kGranuleBytes;  // 1 TiB
+inline constexpr std::uint64_t kServersPerClusterMax = 64;  // rows of the endpoint table kept in each partition
+
+// Colours: the top bits are the server's incarnation, the rest a counter processes draw ranges from.
+inline constexpr std::uint32_t kIncarnationBits = 16;
+inline constexpr std::uint64_t kColourRange = 1ULL << 16;
+
+// The heap.
+inline constexpr std::uint64_t kSegmentBytes = 64 * 1024;
+inline constexpr std::uint64_t kBlockAlignment = 64;
+inline constexpr std::uint64_t kSmallBlockBytesMax = 64 * 1024;  // above: a run of segments of its own
+inline constexpr std::uint64_t kSpanBytesMax = 512 * 1024;       // segments one size class claims at a time
+inline constexpr std::uint32_t kProcessesMax = 256;              // process slots of one partition
+inline constexpr std::uint64_t kBackingStepBytes = 16ULL << 20;  // one fallocate: a signal repeats a step, not a run
+inline constexpr std::uint64_t kMemoryCheckBytes = 64ULL << 20;  // memory of the machine is looked at again after this
+inline constexpr std::uint32_t kMemoryCheckMs = 100;             // many bytes were backed, or this long
+inline constexpr std::uint64_t kMemoryReserveBytesMax = 512ULL << 20;  // left to everybody else: this, or a 32nd
+inline constexpr std::uint32_t kWaitSliceMs = 100;  // how often a wait looks whether whom it waits for still lives
+
+// The copy table.
+inline constexpr std::uint32_t kCopiesMax = 1U << 15;
+inline constexpr std::uint32_t kCopyProbesMax = 64;
+
+// Tasks.
+inline constexpr std::uint64_t kPreImageBytesMax = 1ULL << 20;  // larger values are written in place, without undo
+inline constexpr std::uint32_t kQueueEntries = 1U << 14;
+inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
+
+// The wire.
+inline constexpr std::uint16_t kProtocolVersion = 1;
+inline constexpr std::uint64_t kFrameBodyBytesMax = 1ULL << 40;
+inline constexpr std::uint64_t kControlBodyBytesMax = 16ULL << 20;  // bodies that are buffered whole before use
+inline constexpr std::uint32_t kFreesPerBatchMax = 64;
+inline constexpr std::uint32_t kTokenBytes = 32;
+inline constexpr std::uint32_t kConnectTimeoutMs = 2000;
+inline constexpr std::uint32_t kPeerTimeoutMs = 4000;  // a cut cable or a stopped peer is an error after this
+inline constexpr std::uint32_t kHeartbeatMs = 1000;
+
+static_assert(kServerBits + kGranuleBits == 48);
+static_assert(kSegmentBytes % 4096 == 0 && kSpanBytesMax % kSegmentBytes == 0);
+static_assert(kSmallBlockBytesMax * 8 <= kSpanBytesMax);
+static_assert(kProcessesMax % 64 == 0);
+static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0);
+static_assert(kPeerTimeoutMs < 5000, "every wait on a lost server must end within 5 s");
+
+}  // namespace drust
