@@ -1,0 +1,224 @@
+// Allocating and publishing. Freeing and adopting: free.cpp.
+#include "heap/heap.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <unistd.h>
+
+#include "base/ensure.hpp"
+#include "base/limits.hpp"
+#include "heap/arena.hpp"
+#include "heap/mapping.hpp"
+
+namespace drust::heap {
+namespace {
+
+constexpr std::uint64_t segments_for(std::uint64_t bytes) noexcept {
+  return (bytes + kSegmentBytes - 1) / kSegmentBytes;
+}
+
+// What the pressure hook frees must not come back here for memory.
+thread_local bool in_pressure_hook = false;
+constexpr int kPressureRounds = 4;
+
+}  // namespace
+
+Heap::Heap(Partition& partition, ProcessId process)
+    : partition_(partition),
+      process_(process),
+      pid_(::getpid()),
+      arena_(std::make_unique<Arena>(partition.mapping_->segments, partition.mapping_->writable, process)) {}
+
+Heap::~Heap() {
+  // After the slot was given up, the spans are an adopter's.
+  if (pid_ == ::getpid() && partition_.is_alive(process_)) arena_->reclaim();
+}
+
+Partition& Heap::partition() const noexcept { return partition_; }
+ProcessId Heap::process() const noexcept { return process_; }
+void Heap::set_pressure_hook(std::function<std::uint64_t(std::uint64_t)> hook) {
+  pressure_hook_ = std::move(hook);
+}
+std::uint64_t Heap::reclaim() { return arena_->reclaim(); }
+
+// -- allocating
+// ------------------------------------------------------------------------------------------------------
+
+Result<Address> Heap::try_obtain(std::uint64_t extent_bytes) {
+  if (extent_bytes <= kSmallBlockBytesMax) {
+    const Result<std::uint64_t> offset = arena_->take(class_of(extent_bytes));
+    if (!offset.ok()) return offset.status();
+    return Address::make(partition_.server(), offset.value());
+  }
+  Segments& segments = partition_.mapping_->segments;
+  const std::uint64_t length = segments_for(extent_bytes);
+  const Result<std::uint64_t> head = segments.claim(process_, SegmentKind::run, 0, length);
+  if (!head.ok()) return head.status();
+  const std::uint64_t offset = segments.offset_of(head.value());
+  BlockHeader& header = partition_.mapping_->header_at(offset);
+  header.capacity_bytes = length * kSegmentBytes;
+  header.owner.store(owner_word(OwnerKind::process, process_), std::memory_order_relaxed);
+  header.state.store(filling(process_), std::memory_order_release);
+  segments.settle(head.value());
+  return Address::make(partition_.server(), offset);
+}
+
+Result<Address> Heap::obtain(std::uint64_t extent_bytes) {
+  if (extent_bytes > kPartitionBytesMax) {
+    return Status(Code::out_of_memory, "no partition is as large as that");
+  }
+  Result<Address> taken = try_obtain(extent_bytes);
+  if (!taken.ok() && taken.status().code() == Code::out_of_memory) [[unlikely]] {
+    if (arena_->reclaim() > 0) taken = try_obtain(extent_bytes);
+    // Segments come back whole, so a little more is asked for each time.
+    std::uint64_t wanted = std::max(segments_for(extent_bytes) * kSegmentBytes, kSpanBytesMax);
+    for (int round = 0; !taken.ok() && round < kPressureRounds && pressure_hook_ && !in_pressure_hook;
+         ++round) {
+      in_pressure_hook = true;
+      const std::uint64_t freed = pressure_hook_(wanted);
+      in_pressure_hook = false;
+      if (freed == 0) break;
+      arena_->reclaim();
+      taken = try_obtain(extent_bytes);
+      wanted *= 2;
+    }
+    if (!taken.ok() && taken.status().code() == Code::out_of_memory) {
+      const Usage usage = partition_.usage();
+      return Status(Code::out_of_memory, "no room for " + std::to_string(extent_bytes) + " bytes on server " +
+                                             std::to_string(partition_.server()) + ": " +
+                                             taken.status().detail() + " (quota " +
+                                             std::to_string(usage.quota_bytes) + ", in use " +
+                                             std::to_string(usage.claimed_bytes) + ")");
+    }
+  }
+  if (taken.ok()) {
+    partition_.count(process_, Counter::allocations);
+    partition_.count(process_, Counter::bytes_allocated, extent_bytes);
+  }
+  return taken;
+}
+
+Result<Address> Heap::allocate(const BlockShape& shape) {
+  Result<Address> taken = obtain(shape.extent_bytes());
+  if (taken.ok()) Block(partition_.writable(taken.value().offset_bytes())).lay_out(shape);
+  return taken;
+}
+
+Result<Address> Heap::allocate_extent(std::uint64_t extent_bytes) {
+  if (extent_bytes < sizeof(BlockHeader)) return Status(Code::bad_request, "a block is at least its header");
+  Result<Address> taken = obtain(extent_bytes);
+  if (taken.ok()) {
+    const Block block(partition_.writable(taken.value().offset_bytes()));
+    block.lay_out({});
+    block.header().extent_bytes = extent_bytes;
+  }
+  return taken;
+}
+
+// -- publishing
+// ------------------------------------------------------------------------------------------------------
+
+Colour Heap::draw_colour() {
+  std::uint64_t next = next_colour_.load(std::memory_order_relaxed);
+  while (true) {
+    if (next % kColourRange == 0)
+        [[unlikely]] {  // the range is used up; its first number is this mark, never a colour
+      const std::lock_guard lock(range_mutex_);
+      next = next_colour_.load(std::memory_order_relaxed);
+      if (next % kColourRange != 0) continue;
+      const std::uint64_t range =
+          partition_.mapping_->shared().next_colour_range.fetch_add(1, std::memory_order_relaxed);
+      ensure(range < (1ULL << (64 - kIncarnationBits)) / kColourRange, "2^48 colours have been drawn");
+      next = range * kColourRange + 2;
+      next_colour_.store(next, std::memory_order_relaxed);
+      --next;
+      break;
+    }
+    if (next_colour_.compare_exchange_weak(next, next + 1, std::memory_order_relaxed)) break;
+  }
+  return (std::uint64_t{partition_.incarnation()} << (64 - kIncarnationBits)) | next;
+}
+
+GlobalPointer Heap::publish(Address address) {
+  BlockHeader& header = partition_.mapping_->header_at(address.offset_bytes());
+  const Colour colour = draw_colour();
+  const std::uint64_t extent_bytes = header.extent_bytes;
+  std::uint64_t expected = filling(process_);
+  const bool was_filling = header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel);
+  ensure(was_filling, "published a block that this process was not filling");
+  return {address, colour, extent_bytes};
+}
+
+Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader& sent) {
+  const Block block(partition_.writable(address.offset_bytes()));
+  BlockHeader& header = block.header();
+  header.codec = sent.codec;
+  header.child_count = sent.child_count;
+  header.buffer_count = sent.buffer_count;
+  header.meta_bytes = sent.meta_bytes;
+  header.value_bytes = sent.value_bytes;
+  if (sent.extent_bytes != header.extent_bytes ||
+      !Block::is_well_formed(block.start(), header.extent_bytes)) {
+    abandon(address);
+    return Status(Code::bad_request, "the tables of a received block do not fit its extent");
+  }
+  return publish(address);
+}
+
+void Heap::abandon(Address address) noexcept {
+  Place place;
+  const bool there = partition_.mapping_->segments.locate(address.offset_bytes(), place);
+  ensure(there && partition_.mapping_->header_at(place.offset_bytes).state.load() == filling(process_),
+         "abandoned a block that this process was not filling");
+  give_back(place);
+}
+
+Result<GlobalPointer> Heap::recolour(const GlobalPointer& pointer) {
+  Result<Block> found = partition_.find(pointer.address, pointer.colour);
+  if (!found.ok()) return found.status();
+  BlockHeader& header = found.value().header();
+  const std::uint64_t extent_bytes = header.extent_bytes;
+  const Colour colour = draw_colour();
+  std::uint64_t expected = pointer.colour;
+  if (!header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel)) {
+    return Status(Code::stale, "another colour");
+  }
+  return GlobalPointer{pointer.address, colour, extent_bytes};
+}
+
+Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer) {
+  Result<Block> source = partition_.find(pointer.address, pointer.colour);
+  if (!source.ok()) return source.status();
+  const BlockHeader& from = source.value().header();
+  const std::uint64_t extent_bytes = from.extent_bytes;
+  Result<Address> taken = allocate_extent(extent_bytes);
+  if (!taken.ok()) return taken.status();
+  const Block copy(partition_.writable(taken.value().offset_bytes()));
+  std::memcpy(copy.start() + sizeof(BlockHeader), source.value().start() + sizeof(BlockHeader),
+              extent_bytes - sizeof(BlockHeader));
+  BlockHeader& to = copy.header();
+  to.codec = from.codec;
+  to.child_count = from.child_count;
+  to.buffer_count = from.buffer_count;
+  to.meta_bytes = from.meta_bytes;
+  to.value_bytes = from.value_bytes;
+  if (from.state.load(std::memory_order_acquire) != pointer.colour) {
+    abandon(taken.value());
+    return Status(Code::stale, "freed or changed while it was copied");
+  }
+  partition_.count(process_, Counter::blocks_copied);
+  partition_.count(process_, Counter::bytes_copied, extent_bytes);
+  return publish(taken.value());
+}
+
+bool Heap::set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noexcept {
+  Result<Block> found = partition_.find(pointer.address, pointer.colour);
+  if (!found.ok()) return false;
+  std::atomic<std::uint64_t>& owner = found.value().header().owner;
+  std::uint64_t seen = owner.load(std::memory_order_acquire);
+  while (!owner.compare_exchange_weak(seen, owner_word, std::memory_order_acq_rel)) {
+  }
+  return true;
+}
+
+}  // namespace drust::heap

@@ -1,0 +1,107 @@
+// This process's arena over a partition: allocate, publish, recolour, free. Thread-safe inside the process.
+//
+// Size classes (four a doubling, multiples of 64 bytes) up to kSmallBlockBytesMax live in spans of segments
+// that this process has claimed; larger blocks are runs of segments of their own. Which segments are whose
+// stands in the segment table, one atomic word each, written by compare-and-swap; which blocks are live
+// stands in their headers. Free lists are private memory of this process, rebuilt from headers when an arena
+// is adopted, so a crash between any two instructions leaves nothing to repair. A free from another process
+// is one compare-and-swap on the header and a hint counted in the segment table: no intrusive list, nothing
+// to break.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/address.hpp"
+#include "base/status.hpp"
+#include "heap/block.hpp"
+#include "heap/partition.hpp"
+
+namespace drust::heap {
+
+class Arena;
+struct Place;
+
+class Heap {
+ public:
+  Heap(Partition& partition, ProcessId process);
+  ~Heap();
+  Heap(const Heap&) = delete;
+  Heap& operator=(const Heap&) = delete;
+
+  [[nodiscard]] Partition& partition() const noexcept;
+  [[nodiscard]] ProcessId process() const noexcept;
+
+  // A block laid out for `shape`, in state filling(process), owned by this process. out_of_memory leaves all
+  // as it was; its detail says what was asked, the quota and what is claimed.
+  Result<Address> allocate(const BlockShape& shape);
+  // As above for a block of `extent_bytes` whose body will come from a peer (header fields are set by
+  // publish_received).
+  Result<Address> allocate_extent(std::uint64_t extent_bytes);
+
+  // filling -> a fresh colour: the moment others may see it. Returns the pointer to hand over.
+  GlobalPointer publish(Address address);
+  // The same for received bytes: takes codec and counts from the sender's `header` after checking them
+  // against the block's real extent (bad_request, and the block freed, if they do not fit).
+  Result<GlobalPointer> publish_received(Address address, const BlockHeader& header);
+  // Gives up a block that was never published.
+  void abandon(Address address) noexcept;
+
+  // End of a mutable borrow in place: the same block under a fresh colour. stale if it is not
+  // `pointer.colour`.
+  Result<GlobalPointer> recolour(const GlobalPointer& pointer);
+
+  // Compare-and-swap colour -> free, of this block alone (`shallow`) or with every child it owns (not the
+  // borrowed ones of a task's arguments). Children, and the block itself, that live on other servers are
+  // appended to `remote` for the caller to send. Whoever's arena it is. stale or not_found if it is not that
+  // version: then nothing changed.
+  Status free(const GlobalPointer& pointer, std::vector<GlobalPointer>& remote);
+  Status free_shallow(const GlobalPointer& pointer);
+
+  // A byte-for-byte copy under a fresh colour (children are not owned by the copy: the caller frees one of
+  // the two shallow).
+  Result<GlobalPointer> duplicate(const GlobalPointer& pointer);
+
+  [[nodiscard]] Colour draw_colour();
+
+  // Takes over the spans of a process that has ended (declared dead or released: anything else is a bug
+  // here): its filling blocks are freed, the trees it was freeing are freed to the end, its live blocks are
+  // kept, and the segment counters are made to agree with the table. Children of such trees on other servers
+  // go to `remote` if it is given.
+  void adopt(ProcessId dead, std::vector<GlobalPointer>* remote = nullptr);
+  // Frees every live block whose owner word names `dead` as the process that answers for it, with its
+  // children. For the end of a session, once its lends have drained. Scans every header of the partition.
+  std::uint64_t free_owned_by(ProcessId dead, std::vector<GlobalPointer>& remote);
+
+  bool set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noexcept;
+
+  // Collects what others have freed in this process's spans and gives empty spans back. Returns bytes given
+  // back. allocate() calls it before it answers out_of_memory.
+  std::uint64_t reclaim();
+  // Called by allocate(), without any lock of the heap, before it answers out_of_memory: frees what it can of
+  // the bytes wanted (copies of remote objects) and returns how many. Set once, before other threads
+  // allocate.
+  void set_pressure_hook(std::function<std::uint64_t(std::uint64_t)> hook);
+
+ private:
+  Result<Address> obtain(std::uint64_t extent_bytes);
+  Result<Address> try_obtain(std::uint64_t extent_bytes);
+  // free.cpp
+  bool begin_free(const Place& place, Colour colour, bool with_children, std::vector<Place>& open);
+  void free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remote);
+  void give_back(const Place& place) noexcept;
+  void adopt_block(const Place& place, ProcessId dead, std::vector<Place>& open);
+
+  Partition& partition_;
+  const ProcessId process_;
+  const int pid_;                         // a forked child has no heap: the destructor does nothing there
+  std::unique_ptr<Arena> arena_;
+  std::atomic<std::uint64_t> next_colour_{0};  // compare-and-swap; a multiple of kColourRange: draw a range
+  std::mutex range_mutex_;                     // one thread draws it
+  std::function<std::uint64_t(std::uint64_t)> pressure_hook_;  // constant once threads allocate
+};
+
+}  // namespace drust::heap

@@ -1,0 +1,162 @@
+// Who is in the partition, what each has counted, and where other servers are.
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "base/ensure.hpp"
+#include "heap/mapping.hpp"
+
+namespace drust::heap {
+namespace {
+
+// Field 22 of /proc/<pid>/stat, counted behind the command's name, which may hold blanks and brackets. 0: not
+// known.
+std::uint64_t start_time_of(std::uint32_t pid) {
+  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
+  std::string line;
+  if (pid == 0 || !std::getline(file, line)) return 0;
+  std::size_t at = line.rfind(')');
+  for (int field = 2; field < 22 && at != std::string::npos; ++field) at = line.find(' ', at + 1);
+  return at == std::string::npos ? 0 : std::strtoull(line.c_str() + at, nullptr, 10);
+}
+
+}  // namespace
+
+Result<ProcessId> Partition::claim_process(ProcessKind kind, std::uint32_t pid) {
+  if (kind == ProcessKind::none) return Status(Code::bad_request, "a process needs a kind");
+  const std::uint32_t first = mapping_->shared().next_slot.fetch_add(1, std::memory_order_relaxed);
+  for (std::uint32_t step = 0; step < kProcessesMax; ++step) {
+    const std::uint32_t index = (first + step) % kProcessesMax;
+    ProcessSlot& slot = mapping_->slot(index);
+    std::uint64_t seen = slot.word.load();
+    if (slot_phase(seen) != Phase::free) continue;
+    const std::uint32_t generation = std::max(1U, (slot_generation(seen) + 1) & 0xffffffU);
+    if (!slot.word.compare_exchange_strong(seen, slot_word(pid, generation, kind, Phase::live))) continue;
+    slot.start_time.store(start_time_of(pid));
+    return ProcessId{index, generation};
+  }
+  return Status(Code::full,
+                "all " + std::to_string(kProcessesMax) + " process slots of this server are taken");
+}
+
+void Partition::declare_dead(ProcessId process) noexcept {
+  ensure(process.slot < kProcessesMax, "a process slot out of range");
+  std::uint64_t seen = mapping_->slot(process.slot).word.load();
+  if (slot_generation(seen) != process.generation || slot_phase(seen) != Phase::live) return;
+  mapping_->slot(process.slot)
+      .word.compare_exchange_strong(
+          seen, slot_word(slot_pid(seen), process.generation, slot_kind(seen), Phase::dead));
+}
+
+void Partition::release_process(ProcessId process) noexcept {
+  ensure(process.slot < kProcessesMax, "a process slot out of range");
+  ProcessSlot& slot = mapping_->slot(process.slot);
+  const std::uint64_t seen = slot.word.load();
+  if (slot_generation(seen) != process.generation || slot_phase(seen) == Phase::free) return;
+  CounterRow& row = mapping_->counters(process.slot);
+  for (std::uint32_t index = 0; index < kCounters; ++index) row.before[index].store(row.total[index].load());
+  slot.start_time.store(0);
+  slot.remote_frees.store(0);
+  slot.word.store(slot_word(0, process.generation, ProcessKind::none, Phase::free));
+}
+
+bool Partition::is_alive(ProcessId process) const noexcept {
+  if (process.slot >= kProcessesMax) return false;
+  const std::uint64_t seen = mapping_->slot(process.slot).word.load();
+  return slot_phase(seen) == Phase::live && slot_generation(seen) == process.generation;
+}
+
+bool Partition::is_reapable(ProcessId process) const noexcept {
+  if (process.slot >= kProcessesMax) return false;
+  const std::uint64_t seen = mapping_->slot(process.slot).word.load();
+  return slot_phase(seen) != Phase::live && slot_generation(seen) == process.generation;
+}
+
+std::vector<ProcessInfo> Partition::processes() const {
+  std::vector<ProcessInfo> all;
+  for (std::uint32_t index = 0; index < kProcessesMax; ++index) {
+    const std::uint64_t seen = mapping_->slot(index).word.load();
+    if (slot_phase(seen) != Phase::live) continue;
+    ProcessInfo& info = all.emplace_back();
+    info.id = {index, slot_generation(seen)};
+    info.kind = slot_kind(seen);
+    info.pid = slot_pid(seen);
+    info.start_time = mapping_->slot(index).start_time.load();
+    const CounterRow& row = mapping_->counters(index);
+    for (std::uint32_t counter = 0; counter < kCounters; ++counter) {
+      info.counters[counter] =
+          row.total[counter].load(std::memory_order_relaxed) - row.before[counter].load();
+    }
+  }
+  return all;
+}
+
+void Partition::count(ProcessId process, Counter counter, std::uint64_t amount) const noexcept {
+  ensure(process.slot < kProcessesMax && counter < Counter::count_, "a counter out of range");
+  mapping_->counters(process.slot)
+      .total[static_cast<std::uint32_t>(counter)]
+      .fetch_add(amount, std::memory_order_relaxed);
+}
+
+std::vector<std::uint64_t> Partition::counters() const {
+  std::vector<std::uint64_t> sums(kCounters, 0);
+  for (std::uint32_t index = 0; index < kProcessesMax; ++index) {
+    const CounterRow& row = mapping_->counters(index);
+    for (std::uint32_t counter = 0; counter < kCounters; ++counter) {
+      sums[counter] += row.total[counter].load(std::memory_order_relaxed);
+    }
+  }
+  return sums;
+}
+
+// The row's words are atomic, written with release and read with acquire between two looks at the sequence: a
+// reader that saw any new word also sees that the sequence moved. No fences, which the thread sanitizer does
+// not follow.
+void Partition::set_endpoint(ServerId server, const Endpoint& endpoint) noexcept {
+  EndpointRow* row = nullptr;
+  for (std::uint32_t index = 0; index < kServersPerClusterMax && row == nullptr; ++index) {
+    const std::uint64_t held = mapping_->endpoint_row(index).server.load();
+    if (held == std::uint64_t{server} + 1 || held == 0) row = &mapping_->endpoint_row(index);
+  }
+  ensure(row != nullptr, "more servers than kServersPerClusterMax");
+  char host[sizeof row->host] = {};
+  std::memcpy(host, endpoint.host.data(), std::min(endpoint.host.size(), sizeof host - 1));
+  const std::uint64_t sequence = row->sequence.load();
+  row->sequence.store(sequence | 1);
+  row->epoch.store(endpoint.epoch);
+  row->port.store(endpoint.port);
+  for (std::size_t index = 0; index < std::size(row->host); ++index) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, host + index * sizeof word, sizeof word);
+    row->host[index].store(word);
+  }
+  row->server.store(std::uint64_t{server} + 1);
+  row->sequence.store((sequence | 1) + 1);
+}
+
+Endpoint Partition::endpoint(ServerId server) const {
+  for (std::uint32_t index = 0; index < kServersPerClusterMax; ++index) {
+    const EndpointRow& row = mapping_->endpoint_row(index);
+    const std::uint64_t held = row.server.load();
+    if (held == 0) break;
+    if (held != std::uint64_t{server} + 1) continue;
+    for (int attempt = 0; attempt < 1'000'000;
+         ++attempt) {  // ends even if the writer was killed in the middle
+      const std::uint64_t before = row.sequence.load();
+      char host[sizeof row.host] = {};
+      const std::uint64_t epoch = row.epoch.load();
+      const std::uint64_t port = row.port.load();
+      for (std::size_t part = 0; part < std::size(row.host); ++part) {
+        const std::uint64_t word = row.host[part].load();
+        std::memcpy(host + part * sizeof word, &word, sizeof word);
+      }
+      if (before % 2 == 0 && row.sequence.load() == before) {
+        return {epoch, std::string(host, ::strnlen(host, sizeof host)), static_cast<std::uint16_t>(port)};
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace drust::heap
