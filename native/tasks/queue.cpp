@@ -1,0 +1,240 @@
+// The ring in shared memory:
+//
+//     | page: futex of pushes, sleepers, head, tail | entries (64 B each) |
+//
+// Head and tail are tickets and hints: everything from head to tail is looked at, an entry's own word
+// decides. Whoever finds the tail's entry taken moves the tail on, so a stopped or killed producer, or a task
+// that runs for hours, delays nobody. Every sleep ends after kWaitSliceMs at the latest, which covers a waker
+// that was killed before it woke.
+#include "tasks/queue.hpp"
+
+#include <algorithm>
+#include <unistd.h>
+
+#include "base/ensure.hpp"
+#include "base/futex.hpp"
+#include "base/limits.hpp"
+
+namespace drust::tasks {
+namespace {
+
+using SharedWord = std::atomic<std::uint64_t>;
+
+// phase (3 bits) | ticket (21) | process slot (16) | generation (24). An empty entry keeps the ticket it last
+// had, so a producer that stopped before its compare-and-swap does not succeed with a ticket of long ago.
+enum class Phase : std::uint8_t { empty, reserved, ready, running };
+constexpr std::uint64_t word_of(Phase phase, std::uint64_t ticket, heap::ProcessId process) noexcept {
+  return static_cast<std::uint64_t>(phase) | ((ticket & 0x1fffffU) << 3) |
+         (std::uint64_t{process.slot & 0xffffU} << 24) |
+         (std::uint64_t{process.generation & 0xffffffU} << 40);
+}
+constexpr Phase phase_of(std::uint64_t word) noexcept { return static_cast<Phase>(word & 7U); }
+constexpr std::uint64_t ticket_of(std::uint64_t word) noexcept { return (word >> 3) & 0x1fffffU; }
+constexpr heap::ProcessId process_of(std::uint64_t word) noexcept {
+  return {static_cast<std::uint32_t>(word >> 24) & 0xffffU, static_cast<std::uint32_t>(word >> 40)};
+}
+
+struct Head {
+  std::atomic<std::uint32_t> pushes;    // futex, also of Partition::close(); any process
+  std::atomic<std::uint32_t> sleepers;  // at least as many as sleep on it; any process
+  alignas(64) SharedWord head;          // ticket; nothing ready lies before it
+  alignas(64) SharedWord tail;          // ticket the next push begins to look at
+};
+
+struct alignas(64) Slot {
+  SharedWord state;   // compare-and-swap
+  SharedWord ticket;  // all below: written by the producer while `reserved`
+  SharedWord task[3];
+  SharedWord record[3];
+};
+static_assert(sizeof(Slot) == 64 && sizeof(Head) <= 4096);
+static_assert(4096 + kQueueEntries * sizeof(Slot) == heap::Partition::kQueueAreaBytes);
+
+void put(SharedWord (&words)[3], const GlobalPointer& pointer) noexcept {
+  words[0].store(pointer.address.raw(), std::memory_order_relaxed);
+  words[1].store(pointer.colour, std::memory_order_relaxed);
+  words[2].store(pointer.extent_bytes, std::memory_order_relaxed);
+}
+GlobalPointer get(const SharedWord (&words)[3]) noexcept {
+  return {Address(words[0].load(std::memory_order_relaxed)), words[1].load(std::memory_order_relaxed),
+          words[2].load(std::memory_order_relaxed)};
+}
+
+}  // namespace
+
+class Queue::Ring {
+ public:
+  explicit Ring(heap::Heap& heap)
+      : partition_(heap.partition()), self_(heap.process()), area_(partition_.queue_area()) {}
+
+  [[nodiscard]] Head& head() const noexcept { return *reinterpret_cast<Head*>(area_); }
+  [[nodiscard]] Slot& slot(std::uint64_t ticket) const noexcept {
+    return reinterpret_cast<Slot*>(area_ + 4096)[ticket % kQueueEntries];
+  }
+
+  void lower_head(std::uint64_t ticket) noexcept {
+    std::uint64_t seen = head().head.load();
+    while (ticket < seen && !head().head.compare_exchange_weak(seen, ticket)) {
+    }
+  }
+
+  // reserved -> ready, and somebody hears of it.
+  void make_ready(Slot& slot, std::uint64_t ticket) noexcept {
+    slot.state.store(word_of(Phase::ready, ticket, self_));
+    lower_head(ticket);
+    head().pushes.fetch_add(1);
+    if (head().sleepers.load() > 0) futex_wake(head().pushes, 1);
+  }
+
+  // Past entries at the head that hold nothing ready. A late producer either lowers the head itself or is
+  // seen here: both write before they read.
+  void advance_head(std::uint64_t from) noexcept {
+    const std::uint64_t tail = head().tail.load();
+    std::uint64_t ticket = from;
+    while (ticket < tail) {
+      const Phase phase = phase_of(slot(ticket).state.load());
+      if (phase == Phase::ready || phase == Phase::reserved) return;
+      std::uint64_t expected = ticket;
+      if (!head().head.compare_exchange_strong(expected, ticket + 1)) return;
+      const Phase after = phase_of(slot(ticket).state.load());
+      if (after == Phase::ready || after == Phase::reserved) {
+        lower_head(ticket);
+        return;
+      }
+      ++ticket;
+    }
+  }
+
+  Entry read(const Slot& slot, std::uint64_t ticket) const noexcept {
+    return {static_cast<std::uint32_t>(ticket % kQueueEntries), slot.ticket.load(std::memory_order_relaxed),
+            get(slot.task), get(slot.record), self_};
+  }
+
+  std::optional<Entry> try_take() noexcept {
+    const std::uint64_t first = head().head.load();
+    const std::uint64_t last = std::min(head().tail.load(), first + kQueueEntries);
+    for (std::uint64_t ticket = first; ticket < last; ++ticket) {
+      Slot& place = slot(ticket);
+      std::uint64_t seen = place.state.load();
+      if (phase_of(seen) != Phase::ready) continue;
+      if (!place.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), self_)))
+        continue;
+      const Entry entry = read(place, ticket);
+      advance_head(first);
+      return entry;
+    }
+    advance_head(first);
+    return std::nullopt;
+  }
+
+  heap::Partition& partition_;
+  const heap::ProcessId self_;
+  std::byte* const area_;
+};
+
+Queue::Queue(heap::Heap& heap) : ring_(std::make_unique<Ring>(heap)) {}
+Queue::~Queue() = default;
+
+Status Queue::push(const GlobalPointer& task, const GlobalPointer& record) {
+  Ring& ring = *ring_;
+  SharedWord& tail = ring.head().tail;
+  std::uint32_t taken = 0;
+  while (taken < kQueueEntries) {
+    std::uint64_t ticket = tail.load();
+    Slot& slot = ring.slot(ticket);
+    std::uint64_t seen = slot.state.load();
+    if (phase_of(seen) != Phase::empty) {
+      ++taken;
+      tail.compare_exchange_strong(ticket, ticket + 1);
+      continue;
+    }
+    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::reserved, ticket, ring.self_))) continue;
+    std::uint64_t expected = ticket;
+    tail.compare_exchange_strong(expected, ticket + 1);
+    slot.ticket.store(ticket, std::memory_order_relaxed);
+    put(slot.task, task);
+    put(slot.record, record);
+    ring.make_ready(slot, ticket);
+    return Status();
+  }
+  return Status(Code::full, "all " + std::to_string(kQueueEntries) + " entries of the task queue are taken");
+}
+
+Result<Entry> Queue::take(std::uint32_t timeout_ms) {
+  Ring& ring = *ring_;
+  Head& head = ring.head();
+  const Deadline deadline = deadline_in(timeout_ms);
+  while (true) {
+    if (ring.partition_.is_closed()) return Status(Code::closed, "the runtime has been shut down");
+    const std::uint32_t pushes = head.pushes.load();
+    if (const std::optional<Entry> entry = ring.try_take()) return *entry;
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= deadline) return Status(Code::timed_out, "no task arrived");
+    head.sleepers.fetch_add(1);
+    const Wake wake =
+        futex_wait(head.pushes, pushes, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
+    head.sleepers.fetch_sub(1);
+    if (wake == Wake::interrupted) return Status(Code::interrupted, "a signal arrived");
+  }
+}
+
+void Queue::finish(const Entry& entry) noexcept {
+  std::uint64_t expected = word_of(Phase::running, entry.ticket, entry.worker);
+  ring_->slot(entry.index).state.compare_exchange_strong(expected, word_of(Phase::empty, entry.ticket, {}));
+}
+
+bool Queue::withdraw(const GlobalPointer& task) noexcept {
+  Ring& ring = *ring_;
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    Slot& slot = ring.slot(index);
+    std::uint64_t seen = slot.state.load();
+    if (phase_of(seen) != Phase::ready || !(get(slot.task) == task)) continue;
+    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::reserved, ticket_of(seen), ring.self_)))
+      continue;
+    // The words were read before the entry was ours, and may have been two tasks' halves.
+    if (get(slot.task) == task) {
+      slot.state.store(word_of(Phase::empty, ticket_of(seen), {}));
+      return true;
+    }
+    ring.make_ready(slot, slot.ticket.load());
+  }
+  return false;
+}
+
+std::vector<Entry> Queue::reap(heap::ProcessId dead) {
+  Ring& ring = *ring_;
+  ensure(!ring.partition_.is_alive(dead), "reaping a process that lives");
+  std::vector<Entry> ran;
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    Slot& slot = ring.slot(index);
+    std::uint64_t seen = slot.state.load();
+    const Phase phase = phase_of(seen);
+    if ((phase != Phase::running && phase != Phase::reserved) || process_of(seen) != dead) continue;
+    Entry entry = ring.read(slot, index);
+    entry.worker = dead;
+    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::empty, ticket_of(seen), {}))) continue;
+    if (phase == Phase::running) ran.push_back(entry);
+  }
+  std::sort(ran.begin(), ran.end(), [](const Entry& a, const Entry& b) { return a.ticket < b.ticket; });
+  return ran;
+}
+
+std::uint32_t Queue::ready() const noexcept {
+  const std::uint64_t first = ring_->head().head.load();
+  const std::uint64_t last = std::min(ring_->head().tail.load(), first + kQueueEntries);
+  std::uint32_t count = 0;
+  for (std::uint64_t ticket = first; ticket < last; ++ticket) {
+    count += phase_of(ring_->slot(ticket).state.load(std::memory_order_relaxed)) == Phase::ready ? 1U : 0U;
+  }
+  return count;
+}
+
+std::uint32_t Queue::running() const noexcept {
+  std::uint32_t count = 0;
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    count += phase_of(ring_->slot(index).state.load(std::memory_order_relaxed)) == Phase::running ? 1U : 0U;
+  }
+  return count;
+}
+
+}  // namespace drust::tasks
