@@ -1,0 +1,173 @@
+#include "protocol/wire.hpp"
+
+#include <string>
+
+namespace drust::wire {
+namespace {
+
+Status bad(const char* operation, const char* what) {
+  return Status(Code::bad_request, std::string(operation) + ": " + what);
+}
+
+constexpr bool is_colour(Colour colour) noexcept { return (colour >> (64 - kIncarnationBits)) != 0; }
+
+constexpr bool is_place(std::uint64_t address) noexcept {
+  return (address >> (kServerBits + kGranuleBits)) == 0 && Address(address).offset_bytes() != 0;
+}
+
+constexpr bool is_extent(std::uint64_t bytes) noexcept {
+  return bytes >= kBlockBytesMin && bytes <= kPartitionBytesMax;
+}
+
+bool is_empty(const Region& region) noexcept {
+  return region.offset_bytes == 0 && region.chunk_bytes == 0 && region.count == 0 && region.stride_bytes == 0;
+}
+
+// What a request may carry; anything else must be zero.
+struct Rule {
+  bool has_pointer;  // address, colour, extent_bytes name a block
+  bool has_region;
+  bool has_argument;
+};
+
+constexpr Rule rule_of(Operation operation) noexcept {
+  switch (operation) {
+    case Operation::read_block: return {true, false, false};
+    case Operation::read_region:
+    case Operation::write_region: return {true, true, false};
+    case Operation::submit: return {true, false, false};
+    case Operation::complete: return {true, false, true};
+    case Operation::free_blocks:
+    case Operation::put_block:
+    case Operation::ping:
+    case Operation::control:
+    case Operation::count_: break;
+  }
+  return {false, false, false};
+}
+
+// The length of the body, given that the fields are in range.
+Status check_body(const RequestHeader& header, Operation operation) {
+  const char* name = name_of(operation);
+  const std::uint64_t bytes = header.body_bytes;
+  switch (operation) {
+    case Operation::read_block:
+    case Operation::read_region:
+    case Operation::ping: return bytes == 0 ? Status() : bad(name, "it has no body");
+    case Operation::write_region: {
+      const Result<std::uint64_t> wanted = total_bytes(header.region, header.extent_bytes);
+      if (!wanted.ok()) return wanted.status();
+      return bytes == wanted.value() ? Status() : bad(name, "the body is not as long as the region");
+    }
+    case Operation::free_blocks:
+      return bytes > 0 && bytes % sizeof(FreeItem) == 0 && bytes / sizeof(FreeItem) <= kFreesPerBatchMax
+                 ? Status()
+                 : bad(name, "the body is no batch of frees");
+    case Operation::put_block:
+      return is_extent(bytes) && bytes == header.extent_bytes
+                 ? Status()
+                 : bad(name, "the body is not as long as the block");
+    case Operation::submit:
+      return is_extent(bytes) ? Status() : bad(name, "the body is too short or too long for a block");
+    case Operation::complete:
+      return bytes == 0 || is_extent(bytes) ? Status()
+                                            : bad(name, "the body is too short or too long for a block");
+    case Operation::control:
+      return bytes <= kControlBodyBytesMax ? Status() : bad(name, "the body is too long");
+    case Operation::count_: break;
+  }
+  return bad(name, "there is no such operation");
+}
+
+}  // namespace
+
+const char* name_of(Operation operation) noexcept {
+  switch (operation) {
+    case Operation::read_block: return "read_block";
+    case Operation::read_region: return "read_region";
+    case Operation::write_region: return "write_region";
+    case Operation::free_blocks: return "free_blocks";
+    case Operation::put_block: return "put_block";
+    case Operation::submit: return "submit";
+    case Operation::complete: return "complete";
+    case Operation::ping: return "ping";
+    case Operation::control: return "control";
+    case Operation::count_: break;
+  }
+  return "unknown operation";
+}
+
+Result<std::uint64_t> total_bytes(const Region& region, std::uint64_t within_bytes) {
+  if (region.chunk_bytes == 0 || region.count == 0) return std::uint64_t{0};
+  // With each factor in range no product below can wrap: each is tested by division before it is multiplied.
+  const bool is_inside = within_bytes <= kPartitionBytesMax && region.offset_bytes <= within_bytes &&
+                         region.chunk_bytes <= within_bytes - region.offset_bytes;
+  if (!is_inside) return bad("region", "it does not lie inside the block");
+  if (region.count > 1) {
+    if (region.stride_bytes < region.chunk_bytes) return bad("region", "its chunks overlap");
+    const std::uint64_t room_bytes = within_bytes - region.offset_bytes - region.chunk_bytes;
+    if (region.count - 1 > room_bytes / region.stride_bytes)
+      return bad("region", "it does not lie inside the block");
+  }
+  return region.chunk_bytes * region.count;  // <= within_bytes, as chunks do not overlap
+}
+
+Status check(const RequestHeader& header) {
+  if (header.magic != RequestHeader::kMagic) return bad("request", "wrong magic number");
+  if (header.operation == 0 || header.operation >= static_cast<std::uint8_t>(Operation::count_)) {
+    return bad("request", "there is no such operation");
+  }
+  const auto operation = static_cast<Operation>(header.operation);
+  const char* name = name_of(operation);
+  const Rule rule = rule_of(operation);
+  if (header.flags != 0) return bad(name, "unknown flags");
+  if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
+  const bool is_outcome = header.argument == 1 || header.argument == 2;  // tasks::RecordState done, lost
+  if (rule.has_argument ? !is_outcome : header.argument != 0)
+    return bad(name, "the argument is out of range");
+  if (rule.has_pointer) {
+    if (!is_place(header.address)) return bad(name, "the address is nowhere");
+    if (!is_colour(header.colour)) return bad(name, "the colour is none");
+    if (!is_extent(header.extent_bytes)) return bad(name, "the extent is out of range");
+  } else if (header.address != 0 || header.colour != 0 ||
+             (header.extent_bytes != 0 && operation != Operation::put_block)) {
+    return bad(name, "it has no pointer");
+  }
+  if (rule.has_region) {
+    if (const auto bytes = total_bytes(header.region, header.extent_bytes); !bytes.ok())
+      return bytes.status();
+  } else if (!is_empty(header.region)) {
+    return bad(name, "it has no region");
+  }
+  return check_body(header, operation);
+}
+
+Status check(const ReplyHeader& header, Operation operation) {
+  const char* name = name_of(operation);
+  if (header.magic != ReplyHeader::kMagic) return bad("reply", "wrong magic number");
+  if (header.operation != static_cast<std::uint8_t>(operation))
+    return bad(name, "this answers another operation");
+  if (header.code > static_cast<std::uint8_t>(Code::system) || header.reserved != 0)
+    return bad(name, "unknown code");
+  if (header.code != 0) {
+    return header.body_bytes <= kSentenceBytesMax ? Status() : bad(name, "the refusal is too long");
+  }
+  if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
+  if (operation == Operation::put_block &&
+      !(is_place(header.address) && is_colour(header.colour) && is_extent(header.extent_bytes))) {
+    return bad(name, "the new block is nowhere");
+  }
+  if (operation == Operation::control && header.body_bytes > kControlBodyBytesMax)
+    return bad(name, "the body is too long");
+  return {};
+}
+
+Status check(const FreeItem& item, ServerId server) {
+  if (!is_place(item.address) || Address(item.address).server() != server)
+    return bad("free_blocks", "the block lives elsewhere");
+  if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
+  if ((item.flags & ~FreeItem::kShallow) != 0) return bad("free_blocks", "unknown flags");
+  return {};
+}
+
+}  // namespace drust::wire

@@ -1,0 +1,103 @@
+// The bytes on the wire: fixed little-endian structs, one request header and one reply header for every
+// operation.
+//
+// A connection begins with the handshake (transport/handshake.hpp); nothing below is parsed before both sides
+// have proved that they hold the token. Every field of a peer's frame is checked here (check()) or against a
+// live block before use; a field an operation does not use must be zero, so that a later version can give it
+// a meaning. Rejected: a general serialiser on the data path (a frame costs less than parsing its schema
+// would).
+#pragma once
+
+#include <cstdint>
+
+#include "base/address.hpp"
+#include "base/limits.hpp"
+#include "base/status.hpp"
+
+namespace drust::wire {
+
+enum class Operation : std::uint8_t {
+  read_block = 1,  // pointer: the block; no body; reply body: the whole block (header included), then Trailer
+  read_region,     // pointer: the block; reply body: the chunks of `region`, gathered, then Trailer
+  write_region,    // pointer: the block; body: the chunks, contiguous, received whole before any is put in
+                   // place
+  free_blocks,     // body: FreeItem[n], n <= kFreesPerBatchMax; no reply
+  put_block,       // body: a whole block of extent_bytes; reply pointer: where it is now
+  submit,          // pointer: the record at home; body: a task block, to be queued there
+  complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
+  ping,
+  control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
+  count_,
+};
+
+// `count` chunks of `chunk_bytes`, `stride_bytes` apart, the first at `offset_bytes` from the start of the
+// block's buffer 0.
+struct Region {
+  std::uint64_t offset_bytes = 0;
+  std::uint64_t chunk_bytes = 0;
+  std::uint64_t count = 0;
+  std::uint64_t stride_bytes = 0;
+};
+
+struct RequestHeader {
+  static constexpr std::uint32_t kMagic = 0x51747344;
+  std::uint32_t magic = kMagic;
+  std::uint8_t operation = 0;
+  std::uint8_t flags = 0;
+  std::uint16_t argument = 0;
+  std::uint64_t body_bytes = 0;
+  std::uint64_t address = 0;
+  std::uint64_t colour = 0;
+  std::uint64_t extent_bytes = 0;
+  Region region;
+};
+static_assert(sizeof(RequestHeader) == 72);
+
+struct ReplyHeader {
+  static constexpr std::uint32_t kMagic = 0x51747352;
+  std::uint32_t magic = kMagic;
+  std::uint8_t operation = 0;
+  std::uint8_t code = 0;  // drust::Code; when not ok the body is a sentence
+  std::uint16_t reserved = 0;
+  std::uint64_t body_bytes = 0;
+  std::uint64_t address = 0;
+  std::uint64_t colour = 0;
+  std::uint64_t extent_bytes = 0;
+};
+static_assert(sizeof(ReplyHeader) == 40);
+
+// Follows the body of a served read: whether the block still had its colour after the last byte was taken.
+struct Trailer {
+  std::uint64_t code = 0;  // Code::ok or Code::stale
+};
+
+static_assert(sizeof(Trailer) == 8);
+
+struct FreeItem {
+  static constexpr std::uint64_t kShallow = 1;  // this block alone, not the children it owns
+  std::uint64_t address;
+  std::uint64_t colour;
+  std::uint64_t flags;
+};
+static_assert(sizeof(FreeItem) == 24);
+
+// A block on the wire is at least its header.
+inline constexpr std::uint64_t kBlockBytesMin = 64;
+// A refused request is answered with at most this much of a sentence.
+inline constexpr std::uint64_t kSentenceBytesMax = 512;
+
+// The bytes of all chunks; bad_request if they overlap, are more than the wire or a partition can hold, or do
+// not lie inside `within_bytes` from where they are counted.
+[[nodiscard]] Result<std::uint64_t> total_bytes(const Region& region, std::uint64_t within_bytes);
+
+// ok: every field is in its range, and all that can be known without looking at the heap. Otherwise
+// bad_request: the connection cannot be trusted to be at the start of a frame.
+[[nodiscard]] Status check(const RequestHeader& header);
+// Likewise for the reply to `operation`: bad_request also for a reply to something else.
+[[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
+// A batch of frees for `server`.
+[[nodiscard]] Status check(const FreeItem& item, ServerId server);
+
+[[nodiscard]] const char* name_of(Operation operation) noexcept;
+
+}  // namespace drust::wire

@@ -1,0 +1,42 @@
+// One request and its reply over a connection that this thread holds: one sendmsg, one recvmsg when the reply
+// is small. The reply's bytes land where they are wanted: header, block header, body and trailer are received
+// in one call.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.hpp"
+#include "protocol/wire.hpp"
+#include "transport/contract.hpp"
+
+namespace drust::server {
+
+struct Call {
+  wire::RequestHeader request;
+  std::span<const iovec> body;  // at most kBodyPartsMax pieces, request.body_bytes in all
+  std::span<const iovec> reply_body;  // likewise; exactly these bytes are expected if the answer is ok
+  std::vector<std::byte>* reply_buffer = nullptr;  // instead: whatever comes
+  static constexpr std::size_t kBodyPartsMax = 4;
+
+  // Filled by exchange().
+  wire::ReplyHeader reply;
+  std::uint64_t sent_bytes = 0;
+  std::uint64_t received_bytes = 0;
+};
+
+struct Outcome {
+  Status status;                    // the server's answer, or why there is none
+  bool is_connection_good = false;  // it stands at the start of a frame
+};
+
+// `frees` leave ahead of the request, in the same call.
+Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::FreeItem> frees);
+
+// Frees alone; nothing is received.
+Status send_frees(transport::Stream& stream, std::span<const wire::FreeItem> frees);
+
+}  // namespace drust::server

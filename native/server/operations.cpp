@@ -1,0 +1,268 @@
+#include "server/operations.hpp"
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <utility>
+
+#include "server/snapshot.hpp"
+
+namespace drust::server {
+namespace {
+
+static_assert(wire::kBlockBytesMin == sizeof(heap::BlockHeader));
+static_assert(static_cast<int>(tasks::RecordState::done) == 1 &&
+                  static_cast<int>(tasks::RecordState::lost) == 2,
+              "wire::check admits these two");
+
+GlobalPointer pointer_of(const wire::RequestHeader& header) noexcept {
+  return {Address(header.address), header.colour, header.extent_bytes};
+}
+
+Answer refused(Status status) {
+  Answer answer;
+  answer.status = std::move(status);
+  return answer;
+}
+
+Status elsewhere() { return Status(Code::bad_request, "the block lives on another server"); }
+
+Status other_extent() { return Status(Code::bad_request, "the block has another extent"); }
+
+}  // namespace
+
+Operations::Operations(heap::Heap& heap, tasks::Queue& queue, FreeElsewhere free_elsewhere)
+    : heap_(heap), queue_(queue), free_elsewhere_(std::move(free_elsewhere)) {}
+
+ServerId Operations::server() const noexcept { return heap_.partition().server(); }
+
+void Operations::count(heap::Counter counter) const noexcept {
+  heap_.partition().count(heap_.process(), counter);
+}
+
+bool Operations::is_live(const GlobalPointer& block) const noexcept {
+  // The bytes were read with plain loads (or by the kernel): they must not move below the load of the state.
+#ifndef __SANITIZE_THREAD__  // which does not know fences
+  std::atomic_thread_fence(std::memory_order_acquire);
+#endif
+  return heap_.partition().find(block.address, block.colour).ok();
+}
+
+void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
+  switch (static_cast<wire::Operation>(header.operation)) {
+    case wire::Operation::free_blocks:
+    case wire::Operation::control:
+      intake.buffer.resize(header.body_bytes);
+      intake.rest = intake.buffer;
+      break;
+    case wire::Operation::complete:
+      if (Address(header.address).server() != server()) {
+        intake.refusal = elsewhere();
+      } else if (header.body_bytes > 0) {
+        admit_block(header.body_bytes, intake);
+      }
+      break;
+    case wire::Operation::put_block:
+    case wire::Operation::submit: admit_block(header.body_bytes, intake); break;
+    case wire::Operation::write_region:
+      if (const Result<Chunks> chunks = locate(header); !chunks.ok()) {
+        intake.refusal = chunks.status();
+      } else {
+        admit_staging(header.body_bytes, intake);
+      }
+      break;
+    case wire::Operation::read_block:
+    case wire::Operation::read_region:
+    case wire::Operation::ping:
+    case wire::Operation::count_: break;
+  }
+}
+
+void Operations::admit_block(std::uint64_t body_bytes, Intake& intake) {
+  const Result<Address> block = heap_.allocate_extent(body_bytes);
+  if (!block.ok()) {
+    intake.refusal = block.status();
+    return;
+  }
+  intake.block = block.value();
+  // The new block has a header of its own: its state and owner are not the sender's to say.
+  intake.has_header = true;
+  std::byte* start = heap_.partition().writable(intake.block.offset_bytes());
+  intake.rest = {start + wire::kBlockBytesMin, body_bytes - wire::kBlockBytesMin};
+}
+
+// Bytes that will be put in place wait in a block that is never published: so they count against the quota,
+// and running out is an answer.
+void Operations::admit_staging(std::uint64_t body_bytes, Intake& intake) {
+  if (body_bytes == 0) return;
+  const Result<Address> block = heap_.allocate_extent(wire::kBlockBytesMin + body_bytes);
+  if (!block.ok()) {
+    intake.refusal = block.status();
+    return;
+  }
+  intake.block = block.value();
+  intake.rest = {heap_.partition().writable(intake.block.offset_bytes()) + wire::kBlockBytesMin, body_bytes};
+}
+
+void Operations::discard(Intake& intake) noexcept {
+  if (!intake.block.is_null()) heap_.abandon(std::exchange(intake.block, Address()));
+  intake.rest = {};
+  intake.buffer.clear();
+  intake.has_header = false;
+  intake.refusal = Status();
+}
+
+Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
+  if (!intake.refusal.ok()) return refused(intake.refusal);
+  switch (static_cast<wire::Operation>(header.operation)) {
+    case wire::Operation::read_block: return read_block(header);
+    case wire::Operation::read_region: return read_region(header);
+    case wire::Operation::write_region: return write_region(header, intake);
+    case wire::Operation::free_blocks: return free_blocks(intake.rest);
+    case wire::Operation::put_block: return put_block(intake);
+    case wire::Operation::submit: return submit(header, intake);
+    case wire::Operation::complete: return complete(header, intake);
+    case wire::Operation::ping: return {};
+    case wire::Operation::control: {
+      Answer answer;
+      answer.kind = Answer::Kind::control;
+      return answer;
+    }
+    case wire::Operation::count_: break;
+  }
+  return refused(Status(Code::bad_request, "there is no such operation"));
+}
+
+Answer Operations::read_block(const wire::RequestHeader& header) {
+  Answer answer;
+  answer.block = pointer_of(header);
+  const Result<heap::Block> found = heap_.partition().find(answer.block.address, answer.block.colour);
+  if (!found.ok()) return refused(found.status());
+  const heap::BlockHeader& block = found.value().header();
+  if (block.extent_bytes != header.extent_bytes) return refused(other_extent());
+  answer.kind = Answer::Kind::served;
+  answer.head_bytes = sizeof(heap::BlockHeader);
+  heap::BlockHeader snapshot{};
+  snapshot.state.store(header.colour, std::memory_order_relaxed);
+  take_snapshot(block, snapshot);
+  std::memcpy(answer.head.data(), static_cast<const void*>(&snapshot), sizeof snapshot);
+  const std::uint64_t rest_bytes = header.extent_bytes - sizeof(heap::BlockHeader);
+  answer.chunks =
+      Chunks(found.value().start(), {sizeof(heap::BlockHeader), rest_bytes, rest_bytes > 0 ? 1U : 0U, 0});
+  return answer;
+}
+
+// The region of buffer 0 of the live version that the header names.
+Result<Chunks> Operations::locate(const wire::RequestHeader& header) const {
+  const GlobalPointer pointer = pointer_of(header);
+  const Result<heap::Block> found = heap_.partition().find(pointer.address, pointer.colour);
+  if (!found.ok()) return found.status();
+  const heap::BlockHeader& block = found.value().header();
+  if (block.extent_bytes != header.extent_bytes) return other_extent();
+  const std::uint64_t table_bytes =
+      sizeof(heap::BlockHeader) + block.child_count * sizeof(heap::ChildPointer);
+  if (block.buffer_count == 0 || table_bytes + sizeof(heap::BufferSpan) > header.extent_bytes) {
+    return Status(Code::bad_request, "the block has no buffer");
+  }
+  heap::BufferSpan buffer;
+  std::memcpy(&buffer, found.value().start() + table_bytes, sizeof buffer);
+  // If it has moved on, what was read may be another's.
+  if (!is_live(pointer)) return Status(Code::stale, "the block has moved on");
+  if (buffer.offset_bytes > header.extent_bytes || buffer.bytes > header.extent_bytes - buffer.offset_bytes) {
+    return Status(Code::bad_request, "the block has no such buffer");
+  }
+  const Result<std::uint64_t> bytes = wire::total_bytes(header.region, buffer.bytes);
+  if (!bytes.ok()) return bytes.status();
+  return Chunks(found.value().start() + buffer.offset_bytes, header.region);
+}
+
+Answer Operations::read_region(const wire::RequestHeader& header) {
+  const Result<Chunks> chunks = locate(header);
+  if (!chunks.ok()) return refused(chunks.status());
+  Answer answer;
+  answer.kind = Answer::Kind::served;
+  answer.block = pointer_of(header);
+  answer.chunks = chunks.value();
+  return answer;
+}
+
+Answer Operations::write_region(const wire::RequestHeader& header, const Intake& intake) {
+  Answer answer;
+  answer.pointer = pointer_of(header);
+  const std::shared_lock<std::shared_mutex> no_free(writing_);
+  Result<Chunks> chunks = locate(header);  // again: the body may have taken long
+  if (!chunks.ok()) return refused(chunks.status());
+  chunks.value().scatter(intake.rest);
+  if (!is_live(answer.pointer))
+    return refused(Status(Code::stale, "the block moved on while it was written"));
+  return answer;
+}
+
+Answer Operations::free_blocks(std::span<const std::byte> items) {
+  Answer answer;
+  answer.kind = Answer::Kind::none;
+  std::vector<wire::FreeItem> batch(items.size() / sizeof(wire::FreeItem));
+  std::memcpy(static_cast<void*>(batch.data()), items.data(), batch.size() * sizeof(wire::FreeItem));
+  for (const wire::FreeItem& item : batch) {
+    answer.status = wire::check(item, server());
+    if (!answer.status.ok()) {
+      answer.kind = Answer::Kind::malformed;  // before anything is freed
+      return answer;
+    }
+  }
+  std::vector<GlobalPointer> remote;
+  {
+    const std::unique_lock<std::shared_mutex> no_write(writing_);
+    for (const wire::FreeItem& item : batch) {
+      // stale and not_found are the expected fate of a free that was sent twice.
+      const GlobalPointer pointer{Address(item.address), item.colour, 0};
+      const bool is_shallow = (item.flags & wire::FreeItem::kShallow) != 0;
+      (void)(is_shallow ? heap_.free_shallow(pointer) : heap_.free(pointer, remote));
+    }
+  }
+  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer);
+  return answer;
+}
+
+// The received bytes become a live block of this server, if they are one.
+Result<GlobalPointer> Operations::publish(Intake& intake) {
+  heap::BlockHeader sent{};
+  std::memcpy(static_cast<void*>(&sent), intake.header.data(), sizeof sent);
+  Result<GlobalPointer> published = heap_.publish_received(std::exchange(intake.block, Address()), sent);
+  if (!published.ok()) count(heap::Counter::frames_rejected);
+  return published;
+}
+
+Answer Operations::put_block(Intake& intake) {
+  const Result<GlobalPointer> published = publish(intake);
+  if (!published.ok()) return refused(published.status());
+  Answer answer;
+  answer.pointer = published.value();
+  return answer;
+}
+
+Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
+  const Result<GlobalPointer> task = publish(intake);
+  if (!task.ok()) return refused(task.status());
+  if (Status pushed = queue_.push(task.value(), pointer_of(header)); !pushed.ok()) {
+    (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
+    return refused(std::move(pushed));
+  }
+  return {};
+}
+
+Answer Operations::complete(const wire::RequestHeader& header, Intake& intake) {
+  GlobalPointer completion;
+  if (!intake.block.is_null()) {
+    const Result<GlobalPointer> published = publish(intake);
+    if (!published.ok()) return refused(published.status());
+    completion = published.value();
+  }
+  const auto state = static_cast<tasks::RecordState>(header.argument);
+  const bool is_first = tasks::Queue::complete(heap_.partition(), pointer_of(header), state, completion);
+  // A repeated completion carries the same children as the first, which owns them: this copy alone goes.
+  if (!is_first && !completion.is_null()) (void)heap_.free_shallow(completion);
+  return {};
+}
+
+}  // namespace drust::server

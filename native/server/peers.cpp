@@ -1,0 +1,175 @@
+#include "server/peers.hpp"
+
+#include <array>
+#include <utility>
+
+#include "server/call.hpp"
+#include "server/peers_pool.hpp"
+#include "server/snapshot.hpp"
+
+namespace drust::server {
+namespace {
+
+bool is_block(const GlobalPointer& pointer) noexcept {
+  return pointer.extent_bytes >= wire::kBlockBytesMin && pointer.extent_bytes <= kPartitionBytesMax;
+}
+
+wire::RequestHeader request_for(wire::Operation operation, const GlobalPointer& pointer,
+                                std::uint64_t body_bytes) {
+  wire::RequestHeader request;
+  request.operation = static_cast<std::uint8_t>(operation);
+  request.body_bytes = body_bytes;
+  request.address = pointer.address.raw();
+  request.colour = pointer.colour;
+  request.extent_bytes = pointer.extent_bytes;
+  return request;
+}
+
+// A local block as the body of a request: a snapshot of its header, and its bytes where they lie.
+class BlockBody {
+ public:
+  Status open(const heap::Partition& partition, const GlobalPointer& local) {
+    const Result<heap::Block> found = partition.find(local.address, local.colour);
+    if (!found.ok()) return found.status();
+    const heap::BlockHeader& live = found.value().header();
+    if (live.extent_bytes != local.extent_bytes)
+      return Status(Code::bad_request, "the block has another extent");
+    take_snapshot(live, header_);
+    parts_ = {iovec{static_cast<void*>(&header_), sizeof header_},
+              iovec{found.value().start() + sizeof header_, local.extent_bytes - sizeof header_}};
+    return {};
+  }
+  [[nodiscard]] std::span<const iovec> parts() const noexcept { return parts_; }
+
+ private:
+  heap::BlockHeader header_{};
+  std::array<iovec, 2> parts_{};
+};
+
+}  // namespace
+
+Peers::Peers(heap::Heap& heap, PeersOptions options)
+    : pool_(std::make_unique<Pool>(heap, std::move(options))) {}
+
+Peers::~Peers() {
+  close();
+  // A forked child has inherited sockets that are not its own, a thread that does not exist, and locks in any
+  // state.
+  if (pool_->is_forked()) (void)pool_.release();
+}
+
+void Peers::close() noexcept {
+  if (!pool_->is_forked()) pool_->close();
+}
+
+Result<GlobalPointer> Peers::read_block(const GlobalPointer& remote) {
+  if (!is_block(remote)) return Status(Code::bad_request, "read_block: the extent is out of range");
+  const Result<Address> block = pool_->heap.allocate_extent(remote.extent_bytes);
+  if (!block.ok()) return block.status();
+  heap::BlockHeader header{};
+  wire::Trailer trailer;
+  std::byte* start = pool_->partition.writable(block.value().offset_bytes());
+  const std::array<iovec, 3> places{iovec{static_cast<void*>(&header), sizeof header},
+                                    iovec{start + sizeof header, remote.extent_bytes - sizeof header},
+                                    iovec{&trailer, sizeof trailer}};
+  Call call;
+  call.request = request_for(wire::Operation::read_block, remote, 0);
+  call.reply_body = places;
+  Status status = pool_->ask(remote.address.server(), call);
+  if (status.ok() && trailer.code != 0) status = Status(Code::stale, "the block moved on while it was read");
+  if (!status.ok()) {
+    pool_->heap.abandon(block.value());
+    return status;
+  }
+  return pool_->heap.publish_received(block.value(), header);
+}
+
+Status Peers::read_region(const GlobalPointer& remote, const wire::Region& region,
+                          std::span<std::byte> destination) {
+  const Result<std::uint64_t> bytes = wire::total_bytes(region, remote.extent_bytes);
+  if (!bytes.ok()) return bytes.status();
+  if (bytes.value() != destination.size())
+    return Status(Code::bad_request, "read_region: the destination has another size");
+  wire::Trailer trailer;
+  const std::array<iovec, 2> places{iovec{destination.data(), destination.size()},
+                                    iovec{&trailer, sizeof trailer}};
+  Call call;
+  call.request = request_for(wire::Operation::read_region, remote, 0);
+  call.request.region = region;
+  call.reply_body = places;
+  Status status = pool_->ask(remote.address.server(), call);
+  if (status.ok() && trailer.code != 0) return Status(Code::stale, "the block moved on while it was read");
+  return status;
+}
+
+Status Peers::write_region(const GlobalPointer& remote, const wire::Region& region,
+                           std::span<const std::byte> source) {
+  const Result<std::uint64_t> bytes = wire::total_bytes(region, remote.extent_bytes);
+  if (!bytes.ok()) return bytes.status();
+  if (bytes.value() != source.size())
+    return Status(Code::bad_request, "write_region: the source has another size");
+  const iovec body{const_cast<std::byte*>(source.data()), source.size()};
+  Call call;
+  call.request = request_for(wire::Operation::write_region, remote, source.size());
+  call.request.region = region;
+  call.body = {&body, 1};
+  return pool_->ask(remote.address.server(), call);
+}
+
+Result<GlobalPointer> Peers::put_block(ServerId server, const GlobalPointer& local) {
+  BlockBody body;
+  if (Status status = body.open(pool_->partition, local); !status.ok()) return status;
+  Call call;
+  call.request =
+      request_for(wire::Operation::put_block, {Address(), kNoColour, local.extent_bytes}, local.extent_bytes);
+  call.body = body.parts();
+  if (Status status = pool_->ask(server, call); !status.ok()) return status;
+  return GlobalPointer{Address(call.reply.address), call.reply.colour, call.reply.extent_bytes};
+}
+
+Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record) {
+  BlockBody body;
+  if (Status status = body.open(pool_->partition, task); !status.ok()) return status;
+  Call call;
+  call.request = request_for(wire::Operation::submit, record, task.extent_bytes);
+  call.body = body.parts();
+  return pool_->ask(server, call);
+}
+
+Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion) {
+  BlockBody body;
+  Call call;
+  call.request = request_for(wire::Operation::complete, record, 0);
+  call.request.argument = static_cast<std::uint16_t>(state);
+  if (!completion.is_null()) {
+    if (Status status = body.open(pool_->partition, completion); !status.ok()) return status;
+    call.request.body_bytes = completion.extent_bytes;
+    call.body = body.parts();
+  }
+  return pool_->ask(record.address.server(), call);
+}
+
+Status Peers::ping(ServerId server) {
+  Call call;
+  call.request = request_for(wire::Operation::ping, {}, 0);
+  return pool_->ask(server, call);
+}
+
+Result<std::vector<std::byte>> Peers::control(ServerId server, std::span<const std::byte> request) {
+  if (request.size() > kControlBodyBytesMax)
+    return Status(Code::bad_request, "control: the body is too long");
+  const iovec body{const_cast<std::byte*>(request.data()), request.size()};
+  std::vector<std::byte> reply;
+  Call call;
+  call.request = request_for(wire::Operation::control, {}, request.size());
+  call.body = {&body, 1};
+  call.reply_buffer = &reply;
+  if (Status status = pool_->ask(server, call); !status.ok()) return status;
+  return reply;
+}
+
+void Peers::free_later(const GlobalPointer& remote, bool shallow) { pool_->free_later(remote, shallow); }
+
+void Peers::flush_frees() { pool_->flush(); }
+
+}  // namespace drust::server

@@ -1,0 +1,75 @@
+// The calling thread's way to other servers: a small pool of authenticated blocking connections a server,
+// used by the thread that asks (a hand-over thread costs 2-3x). Reads land directly in the destination block
+// in this partition; writes leave directly from it. Frees are queued and leave in batches: with the next
+// request to that server, when a batch is full, or by the housekeeping thread a few milliseconds later (which
+// sleeps while nothing is queued).
+//
+// Every call ends within kPeerTimeoutMs of the peer's silence (a stopped or unplugged peer), and at once when
+// the peer's process is gone: Code::server_lost. A pooled connection that turns out to be dead is replaced
+// once by a fresh one, for the operations that may be executed twice (all but put_block and submit, for which
+// the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
+// blocks with it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/address.hpp"
+#include "base/status.hpp"
+#include "heap/heap.hpp"
+#include "protocol/wire.hpp"
+
+namespace drust::server {
+
+using Token = std::vector<std::byte>;  // kTokenBytes of secret
+
+struct PeersOptions {
+  Token token;
+  std::uint32_t timeout_ms = kPeerTimeoutMs;
+};
+
+class Peers {
+ public:
+  Peers(heap::Heap& heap, PeersOptions options);  // endpoints come from the partition's table
+  ~Peers();                                       // flushes frees, closes connections
+  Peers(const Peers&) = delete;
+  Peers& operator=(const Peers&) = delete;
+
+  // One round trip: the block at `remote` as a new block here, fresh colour. Its children still belong to the
+  // original.
+  Result<GlobalPointer> read_block(const GlobalPointer& remote);
+  // One round trip: chunks gathered at the peer, contiguous in `destination`.
+  Status read_region(const GlobalPointer& remote, const wire::Region& region,
+                     std::span<std::byte> destination);
+  // One round trip: contiguous `source` scattered into place at the peer, the colour there unchanged. stale
+  // if it moved on.
+  Status write_region(const GlobalPointer& remote, const wire::Region& region,
+                      std::span<const std::byte> source);
+  // A copy of a local block on another server, owned by that server's process slot.
+  Result<GlobalPointer> put_block(ServerId server, const GlobalPointer& local);
+  // Queue the task block there, its completion to come to `record` (a record in some partition, ours
+  // usually). server_lost leaves open whether it was queued.
+  Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record);
+  // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
+  // the record was settled before, or is gone.
+  Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);
+  Status ping(ServerId server);
+  Result<std::vector<std::byte>> control(ServerId server, std::span<const std::byte> body);
+
+  // Never waits: safe on a serving thread.
+  void free_later(const GlobalPointer& remote, bool shallow);
+  // Returns when every queued free is in the kernel's hands.
+  void flush_frees();
+  // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does
+  // nothing: the connections are the parent's.
+  void close() noexcept;
+
+ private:
+  class Pool;
+  std::unique_ptr<Pool> pool_;
+};
+
+}  // namespace drust::server

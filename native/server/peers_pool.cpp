@@ -1,0 +1,157 @@
+#include "server/peers_pool.hpp"
+
+#include <chrono>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "server/quiet_thread.hpp"
+
+namespace drust::server {
+namespace {
+
+constexpr auto kFreeDelay = std::chrono::milliseconds(3);
+
+heap::Counter counter_of(std::uint8_t operation) noexcept {
+  switch (static_cast<wire::Operation>(operation)) {
+    case wire::Operation::read_block:
+    case wire::Operation::read_region: return heap::Counter::read_requests;
+    case wire::Operation::write_region:
+    case wire::Operation::put_block: return heap::Counter::write_requests;
+    case wire::Operation::submit: return heap::Counter::submit_messages;
+    case wire::Operation::complete: return heap::Counter::complete_messages;
+    case wire::Operation::free_blocks: return heap::Counter::free_messages;
+    case wire::Operation::ping:
+    case wire::Operation::control:
+    case wire::Operation::count_: break;
+  }
+  return heap::Counter::control_messages;
+}
+
+bool may_be_repeated(std::uint8_t operation) noexcept {
+  return operation != static_cast<std::uint8_t>(wire::Operation::put_block) &&
+         operation != static_cast<std::uint8_t>(wire::Operation::submit);
+}
+
+// Silence and loss are the same to a caller: the server is lost.
+Status lost(ServerId server, Status status) {
+  const bool is_loss = status.code() == Code::server_lost || status.code() == Code::timed_out;
+  return Status(is_loss ? Code::server_lost : status.code(),
+                "server " + std::to_string(server) + ": " + status.detail());
+}
+
+}  // namespace
+
+Status Peers::Pool::ask(ServerId server, Call& call) {
+  if (is_forked()) return Status(Code::closed, "this process was forked from the one that was connected");
+  const std::vector<wire::FreeItem> frees = frees_.take(server);
+  const bool is_repeatable = may_be_repeated(call.request.operation);
+  auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
+  for (;;) {
+    Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
+    if (!lease.ok()) return give_up(server, lease.status());
+    const bool is_pooled = lease.value().is_pooled;
+    Outcome outcome = exchange(*lease.value().stream, call, frees);
+    // Its peer had gone while it was idle. Not after silence: a second wait would break the bound.
+    const bool was_dead = outcome.status.code() == Code::server_lost && is_pooled;
+    if (was_dead && is_repeatable && !outcome.is_connection_good) {
+      choice = ConnectionPool::Choice::fresh;
+      continue;
+    }
+    count_message(call, frees.size());
+    if (outcome.is_connection_good) {
+      connections_.give_back(server, std::move(lease.value()));
+      return std::move(outcome.status);
+    }
+    return give_up(server, std::move(outcome.status));
+  }
+}
+
+void Peers::Pool::free_later(const GlobalPointer& remote, bool shallow) {
+  if (is_forked() || remote.is_null()) return;
+  const wire::FreeItem item{remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0};
+  const std::size_t count = frees_.add(remote.address.server(), item);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (is_closed_) return;
+  if (!sweeper_.joinable()) {
+    try {
+      sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });
+    } catch (const std::system_error&) {
+      return;  // no thread to be had: the next request to that server takes them along
+    }
+  }
+  if (count == 1 || count % kFreesPerBatchMax == 0) {
+    has_full_batch_ = has_full_batch_ || count >= kFreesPerBatchMax;
+    changed_.notify_one();
+  }
+}
+
+void Peers::Pool::flush() {
+  if (is_forked()) return;
+  for (const ServerId server : frees_.servers()) {
+    while (send_batch(server)) {
+    }
+  }
+}
+
+void Peers::Pool::close() noexcept {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (std::exchange(is_closed_, true)) return;
+  }
+  changed_.notify_all();
+  if (sweeper_.joinable()) sweeper_.join();  // is_closed_ keeps anybody from starting another
+  flush();
+  connections_.close();
+}
+
+void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
+  const heap::ProcessId process = heap.process();
+  partition.count(process, counter_of(call.request.operation));
+  if (frees > 0) {
+    partition.count(process, heap::Counter::free_messages);
+    partition.count(process, heap::Counter::frees_sent, frees);
+  }
+  partition.count(process, heap::Counter::bytes_sent, call.sent_bytes);
+  partition.count(process, heap::Counter::bytes_received, call.received_bytes);
+}
+
+Status Peers::Pool::give_up(ServerId server, Status status) {
+  Status error = lost(server, std::move(status));
+  if (error.code() == Code::server_lost) frees_.drop(server);
+  return error;
+}
+
+bool Peers::Pool::send_batch(ServerId server) {
+  const std::vector<wire::FreeItem> batch = frees_.take(server);
+  if (batch.empty()) return false;
+  // Tested, as nothing will come back that could tell that the peer has gone.
+  Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
+  Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
+  if (!status.ok()) {
+    (void)give_up(server, std::move(status));
+    return false;
+  }
+  const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);
+  partition.count(heap.process(), heap::Counter::free_messages);
+  partition.count(heap.process(), heap::Counter::frees_sent, batch.size());
+  partition.count(heap.process(), heap::Counter::bytes_sent, bytes);
+  connections_.give_back(server, std::move(lease.value()));
+  return true;
+}
+
+void Peers::Pool::sweep() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (!is_closed_) {
+    changed_.wait(lock, [this] { return is_closed_ || !frees_.is_empty(); });
+    // A little patience: more frees may come, or a request that takes them along.
+    changed_.wait_for(lock, kFreeDelay, [this] { return is_closed_ || has_full_batch_; });
+    has_full_batch_ = false;
+    if (is_closed_) return;
+    lock.unlock();
+    flush();
+    lock.lock();
+  }
+}
+
+}  // namespace drust::server

@@ -1,0 +1,92 @@
+#include "server/serve.hpp"
+
+#include <system_error>
+#include <utility>
+
+#include "server/control_desk.hpp"
+#include "server/forks.hpp"
+#include "server/loop.hpp"
+#include "transport/tcp.hpp"
+
+namespace drust::server {
+
+class Server::Loops {
+ public:
+  Loops(heap::Heap& heap, tasks::Queue& queue, Peers& peers, ServeOptions given)
+      : options(std::move(given)),
+        operations(heap, queue, [&peers](const GlobalPointer& child) { peers.free_later(child, false); }) {}
+
+  Status start() {
+    if (options.token.size() != kTokenBytes)
+      return Status(Code::bad_request, "a server needs a token of 32 bytes");
+    if (options.threads == 0) return Status(Code::bad_request, "a server needs at least one thread");
+    Result<std::unique_ptr<transport::Listener>> listening =
+        transport::listen_tcp(options.host, options.port);
+    if (!listening.ok()) return listening.status();
+    listener = std::move(listening.value());
+    port = listener->port();
+    for (std::uint32_t index = 0; index < options.threads; ++index) {
+      const std::uint32_t handshakes_max = (kHandshakesMax + options.threads - 1) / options.threads;
+      loops.push_back(std::make_unique<Loop>(
+          operations, desk, LoopOptions{index, handshakes_max, options.token, &options.log}));
+      if (Status status = loops.back()->open(); !status.ok()) return status;
+    }
+    const auto place = [this](std::unique_ptr<transport::Stream> stream) {
+      loops[next++ % loops.size()]->adopt(std::move(stream));
+    };
+    if (Status status = loops[0]->accept_from(*listener, place); !status.ok()) return status;
+    try {
+      for (auto& loop : loops) loop->start();
+    } catch (const std::system_error& error) {
+      return Status(Code::system, std::string("starting a serving thread: ") + error.what());
+    }
+    return {};
+  }
+
+  [[nodiscard]] bool is_forked() const noexcept { return fork_generation() != generation; }
+
+  void stop() noexcept {
+    for (auto& loop : loops) loop->stop();
+    desk.close();
+    listener.reset();  // who comes now is refused at once
+  }
+
+  const std::uint32_t generation = fork_generation();
+  ServeOptions options;  // constant once the loops run, as all below
+  Operations operations;
+  ControlDesk desk;
+  std::unique_ptr<transport::Listener> listener;  // the accepting loop's, while it runs
+  std::uint16_t port = 0;
+  std::vector<std::unique_ptr<Loop>> loops;
+  std::size_t next = 0;  // the accepting loop's thread only
+};
+
+Result<std::unique_ptr<Server>> Server::start(heap::Heap& heap, tasks::Queue& queue, Peers& peers,
+                                              ServeOptions options) {
+  std::unique_ptr<Server> server(new Server());
+  server->loops_ = std::make_unique<Loops>(heap, queue, peers, std::move(options));
+  if (Status status = server->loops_->start(); !status.ok()) return status;
+  return server;
+}
+
+Server::~Server() {
+  stop();
+  if (loops_ != nullptr && loops_->is_forked()) (void)loops_.release();  // its threads are the parent's
+}
+
+std::uint16_t Server::port() const noexcept { return loops_->port; }
+
+Result<ControlRequest> Server::take_control(std::uint32_t timeout_ms) {
+  return loops_->desk.take(timeout_ms);
+}
+
+void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
+  if (const auto asker = loops_->desk.settle(id))
+    loops_->loops[asker->loop]->answer(asker->connection, std::move(body));
+}
+
+void Server::stop() noexcept {
+  if (loops_ != nullptr && !loops_->is_forked()) loops_->stop();
+}
+
+}  // namespace drust::server

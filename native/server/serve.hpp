@@ -1,0 +1,60 @@
+// The server's data plane: a listener and a few epoll threads that answer wire operations over the partition,
+// and never run or wait for Python. Nothing is parsed before the handshake; every address is checked with
+// Partition::find; a malformed frame closes its connection, with the reason logged and counted
+// (Counter::frames_rejected).
+//
+// Served reads go out directly from the heap (sendmsg), then the trailer says whether the colour still held.
+// Bodies of writes are received whole before anything is changed, so a dying sender tears nothing. Partial
+// sends and receives keep their state per connection: one slow peer delays nobody.
+// `control` bodies are handed to the Python control plane through take_control()/reply_control().
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.hpp"
+#include "heap/heap.hpp"
+#include "server/peers.hpp"
+#include "tasks/queue.hpp"
+
+namespace drust::server {
+
+struct ServeOptions {
+  std::string host = "127.0.0.1";
+  std::uint16_t port = 0;  // 0: any free one
+  std::uint32_t threads = 2;
+  Token token;
+  std::function<void(const std::string&)>
+      log;  // called from serve threads, never holding a lock; may be empty
+};
+
+struct ControlRequest {
+  std::uint64_t id = 0;
+  std::vector<std::byte> body;
+};
+
+class Server {
+ public:
+  // `peers` is used to forward frees of children that live elsewhere and completions of lost tasks.
+  static Result<std::unique_ptr<Server>> start(heap::Heap& heap, tasks::Queue& queue, Peers& peers,
+                                               ServeOptions options);
+  ~Server();  // stops
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  [[nodiscard]] std::uint16_t port() const noexcept;
+  // timed_out after `timeout_ms`, closed after stop().
+  Result<ControlRequest> take_control(std::uint32_t timeout_ms);
+  void reply_control(std::uint64_t id, std::vector<std::byte> body);
+  void stop() noexcept;
+
+ private:
+  class Loops;
+  Server() = default;
+  std::unique_ptr<Loops> loops_;
+};
+
+}  // namespace drust::server
