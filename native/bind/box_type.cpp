@@ -1,0 +1,123 @@
+// The Python type Box: construction and its public methods. Their names are few on purpose: a Box shall be
+// able to dereference itself some day.
+#include <iterator>
+#include <vector>
+
+#include "bind/box.hpp"
+#include "bind/hooks.hpp"
+#include "bind/python.hpp"
+
+namespace drust::bind {
+
+PyTypeObject box_type;
+
+extern PyGetSetDef box_getters[];  // private.cpp
+
+namespace {
+
+// borrow(timeout=None): the only argument that hot calls may have, parsed by hand.
+bool parse_timeout(PyObject* const* arguments, Py_ssize_t count, PyObject* names, double& timeout_s) {
+  timeout_s = -1;
+  const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
+  if (count + named == 0) return true;
+  if (count + named > 1 ||
+      (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") != 0)) {
+    PyErr_SetString(PyExc_TypeError, "expected at most one argument: timeout");
+    return false;
+  }
+  if (arguments[0] == Py_None) return true;
+  timeout_s = PyFloat_AsDouble(arguments[0]);
+  if (timeout_s == -1.0 && PyErr_Occurred() != nullptr) return false;
+  if (!(timeout_s >= 0)) {
+    PyErr_SetString(PyExc_ValueError, "timeout is a number of seconds, not negative, or None");
+    return false;
+  }
+  return true;
+}
+
+PyObject* borrow(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  double timeout_s = -1;
+  if (!parse_timeout(arguments, count, names, timeout_s)) return nullptr;
+  return make_guard(as_box(self), false, timeout_s);
+}
+
+PyObject* borrow_mut(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+  double timeout_s = -1;
+  if (!parse_timeout(arguments, count, names, timeout_s)) return nullptr;
+  return make_guard(as_box(self), true, timeout_s);
+}
+
+PyObject* clone(PyObject* self, PyObject*) { return clone_box(as_box(self)); }
+
+PyObject* take(PyObject* self, PyObject*) { return into_inner(as_box(self)); }
+
+PyObject* replace(PyObject* self, PyObject* value) {
+  return replace_value(as_box(self), value) ? new_none() : nullptr;
+}
+
+PyObject* split(PyObject* self, PyObject* arguments, PyObject* keywords) {
+  static const char* const kNames[] = {"n", "axis", nullptr};
+  Py_ssize_t parts = 0;
+  int axis = 0;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "n|i:split_mut", const_cast<char**>(kNames), &parts,
+                                  &axis) == 0) {
+    return nullptr;
+  }
+  return split_mut(as_box(self), parts, axis);
+}
+
+PyObject* refuse_pickle(PyObject* self, PyObject*) {
+  return set_box_conflict(
+      as_box(self), "pickled",
+      "a Box cannot be pickled, it would have two owners; pass it to a task to move it, lend it with "
+      "borrow(), or clone() it");
+}
+
+PyObject* refuse_copy(PyObject* self, PyObject*) {
+  return set_box_conflict(as_box(self), "copied",
+                          "a Box is not copied by the way; clone() makes a second one");
+}
+
+PyObject* make(PyTypeObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* const kNames[] = {"value", nullptr};
+  PyObject* value = nullptr;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O:Box", const_cast<char**>(kNames), &value) == 0)
+    return nullptr;
+  return make_box(value);
+}
+
+PyMethodDef public_methods[] = {
+    {"borrow", as_method(borrow), METH_FASTCALL | METH_KEYWORDS,
+     "borrow(timeout=None) -> Ref\n\nA shared borrow, from the start of its `with` block to its end."},
+    {"borrow_mut", as_method(borrow_mut), METH_FASTCALL | METH_KEYWORDS,
+     "borrow_mut(timeout=None) -> RefMut\n\nAn exclusive borrow, from the start of its `with` block to its "
+     "end."},
+    {"clone", clone, METH_NOARGS, "A second Box with a copy of the value."},
+    {"into_inner", take, METH_NOARGS, "The value itself; the Box is used up."},
+    {"replace", replace, METH_O, "replace(value): give it another value; the old one is dropped."},
+    {"split_mut", as_method(split), METH_VARARGS | METH_KEYWORDS,
+     "split_mut(n, axis=0) -> list[RefMut]\n\nDisjoint mutable borrows of an array, cut along an axis."},
+    {"__reduce_ex__", refuse_pickle, METH_O, "Refused: a Box has one owner."},
+    {"__copy__", refuse_copy, METH_NOARGS, "Refused: see clone()."},
+    {"__deepcopy__", refuse_copy, METH_O, "Refused: see clone()."},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS, "Box[T], for type hints."},
+};
+
+}  // namespace
+
+bool register_box(PyObject* module) {
+  static std::vector<PyMethodDef> methods(std::begin(public_methods), std::end(public_methods));
+  for (const PyMethodDef* method = box_private_methods; method->ml_name != nullptr; ++method)
+    methods.push_back(*method);
+  methods.push_back(kNoMoreMethods);
+  prepare_box_type(box_type);
+  box_type.tp_name = "drust.Box";
+  box_type.tp_doc = "Box(value)\n\nOwns one value: lent, moved, and freed with its owner.";
+  box_type.tp_new = make;
+  box_type.tp_repr = box_repr;
+  box_type.tp_methods = methods.data();
+  box_type.tp_getset = box_getters;
+  return add_type(module, box_type, "Box");
+}
+
+}  // namespace drust::bind

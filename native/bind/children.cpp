@@ -1,0 +1,155 @@
+// Boxes inside a Box: the inner one is reached through a borrow of the outer one, as strong as its own.
+//
+// The links are not counted: an outer Box owns its value, its value holds the inner ones, and a counted link
+// back would make every nested value a cycle that only the collector frees. Whoever dies first clears the
+// link. A child's ceiling is raised when it is borrowed, not when its parent is: a borrow costs nothing for
+// the children that it does not touch. So a Box that was taken out of its parent's value is noticed when it
+// is next used, too.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "bind/box.hpp"
+#include "bind/hooks.hpp"
+#include "bind/python.hpp"
+
+namespace drust::bind {
+
+using protocol::Ceiling;
+using protocol::EventKind;
+using protocol::Writer;
+
+namespace {
+
+// How many objects of a value are looked at for Boxes. Publishing finds all of them: its pickler meets each.
+constexpr std::size_t kSearchBudget = 100'000;
+
+Ceiling allowed_by(const BoxObject* parent) noexcept {
+  if (parent->state.writer == Writer::Local) return Ceiling::Mutable;
+  return parent->state.local_readers != 0 ? Ceiling::Shared : Ceiling::None;
+}
+
+void unlink(BoxObject* child) noexcept {
+  BoxObject* parent = std::exchange(child->parent, nullptr);
+  (child->previous_child != nullptr ? child->previous_child->next_child : parent->first_child) =
+      child->next_child;
+  if (child->next_child != nullptr) child->next_child->previous_child = child->previous_child;
+  child->next_child = nullptr;
+  child->previous_child = nullptr;
+}
+
+// The parent's borrows whose end waited for the children's. From the start each time: ending one runs foreign
+// code.
+void finish_deferred(BoxObject* parent) {
+  const auto first = [parent] {
+    GuardObject* guard = parent->guards;
+    while (guard != nullptr && guard->phase != GuardPhase::deferred) guard = guard->next;
+    return guard;
+  };
+  for (GuardObject* guard = first(); guard != nullptr && parent->children_borrowed == 0; guard = first()) {
+    const Owned kept(as_object(guard));  // the reference that deferring took
+    guard->phase = GuardPhase::active;
+    if (!end_guard(guard, nullptr)) PyErr_WriteUnraisable(as_object(parent));
+  }
+}
+
+}  // namespace
+
+void raise_ceiling(BoxObject* child) noexcept {
+  if (child->parent == nullptr || !child->state.has(protocol::kChild)) return;
+  const Ceiling allowed = allowed_by(child->parent);
+  if (allowed <= child->state.ceiling) return;
+  const EventKind event =
+      allowed == Ceiling::Mutable ? EventKind::ParentBorrowedMut : EventKind::ParentBorrowed;
+  const protocol::Step step = protocol::apply(child->state, {event});
+  if (!step.ok()) return;
+  child->state = step.state;
+  if (!child->counts_in_parent) {
+    child->counts_in_parent = true;
+    ++child->parent->children_borrowed;
+  }
+}
+
+void lower_ceiling(BoxObject* child) {
+  if (!child->counts_in_parent) return;
+  const protocol::Step step = protocol::apply(child->state, {EventKind::ParentReleased});
+  if (!step.ok()) return;  // still borrowed
+  child->state = step.state;
+  child->counts_in_parent = false;
+  BoxObject* parent = child->parent;
+  if (--parent->children_borrowed != 0) return;
+  const Owned kept = Owned::share(as_object(parent));
+  const ErrorKept error;
+  finish_deferred(parent);
+}
+
+bool set_parent(BoxObject* child, BoxObject* parent) {
+  if (child->parent == parent) return true;
+  for (const BoxObject* above = parent; above != nullptr; above = above->parent) {
+    if (above != child) continue;
+    PyErr_SetString(PyExc_ValueError, "a Box cannot lie inside itself");
+    return false;
+  }
+  raise_ceiling(child);
+  const protocol::Step step = protocol::apply(child->state, {EventKind::Transfer});
+  if (!step.ok()) {
+    lower_ceiling(child);
+    return set_refusal(child, step.verdict, "move it into another Box", -1);
+  }
+  leave_parent(child);
+  child->state = protocol::child_state(child->state.flags);
+  child->parent = parent;
+  child->next_child = parent->first_child;
+  if (parent->first_child != nullptr) parent->first_child->previous_child = child;
+  parent->first_child = child;
+  return true;
+}
+
+void leave_parent(BoxObject* child) noexcept {
+  if (child->parent == nullptr) return;
+  if (child->counts_in_parent) {
+    child->counts_in_parent = false;
+    --child->parent->children_borrowed;
+  }
+  unlink(child);
+  if (!child->state.has(protocol::kChild)) return;
+  child->state.clear(protocol::kChild);
+  child->state.ceiling = Ceiling::Own;
+}
+
+void orphan_children(BoxObject* parent) noexcept {
+  while (parent->first_child != nullptr) leave_parent(parent->first_child);
+}
+
+bool adopt_children(BoxObject* box) {
+  // The collector does not track what cannot hold a Box.
+  if (PyObject_IS_GC(box->value) == 0 || PyObject_GC_IsTracked(box->value) == 0) return true;
+  std::vector<PyObject*> found;
+  if (!collect_boxes(box->value, kSearchBudget, found)) return false;
+  return std::all_of(found.begin(), found.end(),
+                     [&](PyObject* child) { return set_parent(as_box(child), box); });
+}
+
+void children_free_themselves(BoxObject* parent) noexcept {
+  if (parent->first_child == nullptr || parent->pin == nullptr) return;
+  if (pin_of(parent)->on_release != OnRelease::free_tree) return;  // lent here: the lender's block has them
+  pin_of(parent)->on_release = OnRelease::free_shallow;
+  for (BoxObject* child = parent->first_child; child != nullptr; child = child->next_child) {
+    if (child->pin != nullptr) pin_of(child)->on_release = OnRelease::free_tree;
+  }
+}
+
+bool release_if_taken_out(BoxObject* child) {
+  BoxObject* parent = child->parent;
+  if (parent == nullptr || parent->kind != Kind::live || child->counts_in_parent) return false;
+  std::vector<PyObject*> found;
+  if (!collect_boxes(parent->value, kSearchBudget, found)) {
+    PyErr_Clear();
+    return false;
+  }
+  if (std::find(found.begin(), found.end(), as_object(child)) != found.end()) return false;
+  leave_parent(child);
+  return true;
+}
+
+}  // namespace drust::bind

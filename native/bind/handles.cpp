@@ -1,0 +1,20 @@
+#include "bind/handles.hpp"
+
+#define DRUST_IMPORTS_NUMPY
+#include "bind/numpy_api.hpp"
+
+#include "bind/box.hpp"
+#include "bind/hooks.hpp"
+#include "bind/pin.hpp"
+#include "bind/revoke.hpp"
+
+namespace drust::bind {
+
+bool register_handles(PyObject* module) {
+  if (PyArray_ImportNumPyAPI() < 0) return false;
+  return register_hooks(module) && register_pin(module) && register_pin_buffer(module) &&
+         register_revoked(module) && register_box(module) && register_guards(module) &&
+         register_find_boxes(module) && register_waiting(module);
+}
+
+}  // namespace drust::bind

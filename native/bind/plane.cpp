@@ -1,0 +1,149 @@
+// _core.ServerPlane: a server's native half, as its Python control plane drives it.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include "bind/pointer.hpp"
+#include "bind/runtime.hpp"
+#include "server/serve.hpp"
+
+namespace drust::bind {
+
+nb::dict counters_dict(const heap::Partition& partition);
+nb::dict usage_dict(const heap::Partition& partition);
+nb::list largest_list(const heap::Partition& partition, std::size_t most);
+nb::list processes_list(const heap::Partition& partition);
+
+namespace {
+
+struct Plane {
+  Runtime runtime;
+  std::unique_ptr<server::Server> server;
+};
+
+Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, server::ServeOptions serve, std::uint32_t pid) {
+  auto created = heap::Partition::create(partition);
+  if (!created.ok()) return created.status();
+  auto plane = std::make_unique<Plane>();
+  Runtime& runtime = plane->runtime;
+  runtime.partition = std::move(created.value());
+  auto process = runtime.partition->claim_process(heap::ProcessKind::server, pid);
+  if (!process.ok()) return process.status();
+  runtime.process = process.value();
+  runtime.heap = std::make_unique<heap::Heap>(*runtime.partition, runtime.process);
+  runtime.copies = std::make_unique<cache::Copies>(*runtime.heap);
+  runtime.queue = std::make_unique<tasks::Queue>(*runtime.heap);
+  runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token});
+  runtime.heap->set_pressure_hook(
+      [copies = runtime.copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
+  auto server = server::Server::start(*runtime.heap, *runtime.queue, *runtime.peers, std::move(serve));
+  if (!server.ok()) return server.status();
+  plane->server = std::move(server.value());
+  return plane;
+}
+
+Plane* create(ServerId server, std::uint16_t incarnation, std::uint64_t heap_bytes, const std::string& host,
+              std::uint16_t port, std::uint32_t threads, nb::bytes token, nb::object log, std::uint32_t pid) {
+  server::ServeOptions serve{.host = host, .port = port, .threads = threads, .token = {}, .log = {}};
+  const auto* secret = reinterpret_cast<const std::byte*>(token.c_str());
+  serve.token.assign(secret, secret + token.size());
+  if (!log.is_none()) {
+    // Kept for the life of the process: serve threads may call it until the very end.
+    PyObject* callable = log.release().ptr();
+    serve.log = [callable](const std::string& line) {
+      nb::gil_scoped_acquire locked;
+      PyObject* result = PyObject_CallFunction(callable, "s", line.c_str());
+      if (result == nullptr) PyErr_WriteUnraisable(callable);
+      Py_XDECREF(result);
+    };
+  }
+  Result<std::unique_ptr<Plane>> plane = [&] {
+    nb::gil_scoped_release unlocked;
+    return start({.server = server, .incarnation = incarnation, .heap_bytes = heap_bytes}, std::move(serve), pid);
+  }();
+  return unwrap(std::move(plane)).release();
+}
+
+nb::object take_control(Plane& plane, std::uint32_t timeout_ms) {
+  Result<server::ControlRequest> request = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.server->take_control(timeout_ms);
+  }();
+  if (!request.ok()) {
+    const Code code = request.status().code();
+    if (code == Code::timed_out || code == Code::closed) return nb::none();
+    raise(request.status());
+  }
+  return nb::make_tuple(request.value().id, nb::bytes(request.value().body.data(), request.value().body.size()));
+}
+
+void reply_control(Plane& plane, std::uint64_t id, nb::bytes body) {
+  const auto* first = reinterpret_cast<const std::byte*>(body.c_str());
+  plane.server->reply_control(id, {first, first + body.size()});
+}
+
+// A process has ended: its running tasks fail as lost, its pins and half-made blocks go, its arena is taken over.
+// Returns how many tasks it was running.
+std::size_t reap(Plane& plane, std::uint32_t slot, std::uint32_t generation) {
+  nb::gil_scoped_release unlocked;
+  Runtime& runtime = plane.runtime;
+  const heap::ProcessId dead{slot, generation};
+  runtime.partition->declare_dead(dead);
+  const auto lost = runtime.queue->reap(dead);
+  for (const tasks::Entry& entry : lost) {
+    const auto state = tasks::RecordState::lost;
+    if (runtime.partition->is_local(entry.record.address)) {
+      tasks::Queue::complete(*runtime.partition, entry.record, state, GlobalPointer{});
+    } else {
+      static_cast<void>(
+          runtime.peers->complete(entry.record, static_cast<std::uint32_t>(state), GlobalPointer{}));
+    }
+    std::vector<GlobalPointer> remote;
+    static_cast<void>(runtime.heap->free(entry.task, remote));
+    for (const GlobalPointer& child : remote) runtime.peers->free_later(child, false);
+  }
+  runtime.copies->reap(dead);
+  std::vector<GlobalPointer> remote;
+  runtime.heap->adopt(dead, &remote);
+  runtime.heap->free_owned_by(dead, remote);
+  runtime.partition->release_process(dead);
+  for (const GlobalPointer& orphan : remote) runtime.peers->free_later(orphan, false);
+  return lost.size();
+}
+
+void close(Plane& plane) {
+  nb::gil_scoped_release unlocked;
+  plane.runtime.partition->close();
+  plane.server->stop();
+  plane.runtime.peers->close();
+}
+
+}  // namespace
+
+void register_plane(nb::module_& module) {
+  nb::class_<Plane>(module, "ServerPlane", "A server's partition and serve threads.")
+      .def_static("create", &create, nb::arg("server"), nb::arg("incarnation"), nb::arg("heap_bytes"), nb::arg("host"),
+                  nb::arg("port"), nb::arg("threads"), nb::arg("token"), nb::arg("log").none(), nb::arg("pid"),
+                  nb::rv_policy::take_ownership)
+      .def_prop_ro("memfd", [](const Plane& p) { return p.runtime.partition->memfd(); })
+      .def_prop_ro("port", [](const Plane& p) { return p.server->port(); })
+      .def("set_endpoint",
+           [](Plane& p, ServerId server, std::uint64_t epoch, const std::string& host, std::uint16_t port) {
+             p.runtime.partition->set_endpoint(server, {epoch, host, port});
+           },
+           nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"))
+      .def("take_control", &take_control, nb::arg("timeout_ms"))
+      .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
+      .def("reap", &reap, nb::arg("slot"), nb::arg("generation"))
+      .def("trim", [](Plane& p, std::uint64_t keep) { nb::gil_scoped_release u; return p.runtime.partition->trim(keep); },
+           nb::arg("keep_bytes"))
+      .def("processes", [](const Plane& p) { return processes_list(*p.runtime.partition); })
+      .def("usage", [](const Plane& p) { return usage_dict(*p.runtime.partition); })
+      .def("counters", [](const Plane& p) { return counters_dict(*p.runtime.partition); })
+      .def("largest_blocks",
+           [](const Plane& p, std::size_t most) { return largest_list(*p.runtime.partition, most); }, nb::arg("most"))
+      .def("live_blocks", [](const Plane& p) { return p.runtime.partition->live_blocks(); })
+      .def("queued", [](const Plane& p) { return nb::make_tuple(p.runtime.queue->ready(), p.runtime.queue->running()); })
+      .def("close", &close);
+}
+
+}  // namespace drust::bind

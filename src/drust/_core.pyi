@@ -1,0 +1,442 @@
+"""
+The native half of drust: heap, handles, transport. Use it through the drust package.
+"""
+
+from collections.abc import Callable, Sequence
+from types import GenericAlias, TracebackType
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    SupportsIndex,
+    TypeAlias,
+    TypeVar,
+    TypedDict,
+    final,
+    overload,
+    type_check_only
+)
+
+from typing_extensions import Buffer
+
+
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+# (address, colour, extent in bytes), and the flags of a child
+_Pointer: TypeAlias = tuple[int, int, int]
+_Child: TypeAlias = tuple[int, int, int, int]
+# (offset, bytes of a chunk, number of chunks, stride in bytes)
+_Region: TypeAlias = tuple[int, int, int, int]
+_Access: TypeAlias = Literal["owned", "shared", "mutable"]
+_Outcome: TypeAlias = Literal["committed", "rolled_back", "poisoned"]
+
+@type_check_only
+class _BlockRow(TypedDict):
+    pointer: _Pointer
+    codec: int
+    owner_kind: int
+    owner_slot: int
+
+@type_check_only
+class _ProcessRow(TypedDict):
+    slot: int
+    generation: int
+    kind: int
+    pid: int
+    start_time: int
+    counters: dict[str, int]
+
+@type_check_only
+class _BoxState(TypedDict):
+    phase: Literal["owned", "shared", "modified", "moved", "dropped"]
+    writer: Literal["none", "local", "lend", "split"]
+    ceiling: Literal["none", "shared", "mutable", "own"]
+    readers: int
+    shared_lends: int
+    parts_out: int
+    child: bool
+    published: bool
+    pinned: bool
+    poisoned: bool
+    kind: Literal["empty", "live", "array", "gone"]
+    outdated: bool
+    label: str
+    nbytes: int
+    pointer: _Pointer | None
+    elsewhere: bool
+    created: str
+    moved: str | None
+    borrows: list[dict[str, Any]]
+    lends: list[Any]
+    parent: Box[Any] | None
+
+def set_error_hook(hook: Callable[[int, str], BaseException]) -> None:
+    """What makes the exception for a native status: called with its code and its text."""
+
+class TaskEntry:
+    """A task this worker is running."""
+
+    @property
+    def task(self) -> _Pointer: ...
+
+    @property
+    def record(self) -> _Pointer: ...
+
+    @property
+    def ticket(self) -> int: ...
+
+class Runtime:
+    """This process's place in a server's partition."""
+
+    @staticmethod
+    def attach(memfd: int, kind: int, token: bytes, pid: int) -> Runtime: ...
+
+    @staticmethod
+    def current() -> Runtime | None: ...
+
+    def close(self) -> None: ...
+
+    @property
+    def server(self) -> int: ...
+
+    @property
+    def slot(self) -> int: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def closed(self) -> bool: ...
+
+    def open(self, pointer: _Pointer, writable: bool, on_release: int) -> Pin: ...
+
+    def fetch(self, pointer: _Pointer) -> Pin: ...
+
+    def take(self, pointer: _Pointer) -> Pin: ...
+
+    def free(self, pointer: _Pointer, shallow: bool = False) -> None: ...
+
+    def recolour(self, pointer: _Pointer, /) -> _Pointer: ...
+
+    def duplicate(self, pointer: _Pointer) -> _Pointer: ...
+
+    def set_owner(self, pointer: _Pointer, kind: int, /) -> bool: ...
+
+    def is_live(self, pointer: _Pointer, /) -> bool: ...
+
+    def read_region(self, pointer: _Pointer, region: _Region, destination: Buffer) -> None: ...
+
+    def write_region(self, pointer: _Pointer, region: _Region, source: Buffer) -> None: ...
+
+    def put(self, server: int, pointer: _Pointer) -> _Pointer: ...
+
+    def make_record(self, server: int, /) -> _Pointer: ...
+
+    def drop_record(self, record: _Pointer, /) -> None: ...
+
+    def submit(self, server: int, task: _Pointer, record: _Pointer) -> None: ...
+
+    def withdraw(self, task: _Pointer, /) -> bool: ...
+
+    def take_child(self, task: _Pointer, index: int) -> None: ...
+
+    def take_task(self, timeout_ms: int) -> TaskEntry | None: ...
+
+    def finish(self, entry: TaskEntry, /) -> None: ...
+
+    def complete(self, record: _Pointer, state: int, completion: _Pointer) -> None: ...
+
+    def wait(self, record: _Pointer, timeout_ms: int) -> tuple[int, _Pointer] | None: ...
+
+    def control(self, server: int, body: bytes) -> bytes: ...
+
+    def ping(self, server: int) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def evict(self, bytes: int) -> int: ...
+
+    def endpoint(self, server: int, /) -> tuple[int, str, int]: ...
+
+    def queued(self) -> tuple[int, int]: ...
+
+    def count(self, counter: int, amount: int = 1) -> None: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+    def usage(self) -> dict[str, int]: ...
+
+    def largest_blocks(self, most: int, /) -> list[_BlockRow]: ...
+
+    def processes(self) -> list[_ProcessRow]: ...
+
+    def live_blocks(self) -> int: ...
+
+    def copies(self) -> tuple[int, int]: ...
+
+    def allocate(self, codec: int, meta: bytes, buffer_bytes: Sequence[int], children: list[_Child]) -> Draft: ...
+
+COUNTER_NAMES: tuple[str, ...] = ...
+
+TASK_CODEC: int = 4294967280
+
+COMPLETION_CODEC: int = 4294967282
+
+class Draft:
+    """A block being written, before anybody else can see it."""
+
+    def buffer(self, index: int) -> memoryview:
+        """Writable bytes; not to be used after publish()."""
+
+    def set_child(self, index: int, child: _Child) -> None: ...
+
+    def copy_in(self, index: int, source: Buffer) -> None: ...
+
+    def publish(self) -> Pin:
+        """The block as a Pin, under a fresh colour."""
+
+class ServerPlane:
+    """A server's partition and serve threads."""
+
+    @staticmethod
+    def create(
+        server: int,
+        incarnation: int,
+        heap_bytes: int,
+        host: str,
+        port: int,
+        threads: int,
+        token: bytes,
+        log: Callable[[str], object] | None,
+        pid: int,
+    ) -> ServerPlane: ...
+
+    @property
+    def memfd(self) -> int: ...
+
+    @property
+    def port(self) -> int: ...
+
+    def set_endpoint(self, server: int, epoch: int, host: str, port: int) -> None: ...
+
+    def take_control(self, timeout_ms: int) -> tuple[int, bytes] | None: ...
+
+    def reply_control(self, id: int, body: bytes) -> None: ...
+
+    def reap(self, slot: int, generation: int) -> int: ...
+
+    def trim(self, keep_bytes: int) -> int: ...
+
+    def processes(self) -> list[_ProcessRow]: ...
+
+    def usage(self) -> dict[str, int]: ...
+
+    def counters(self) -> dict[str, int]: ...
+
+    def largest_blocks(self, most: int) -> list[_BlockRow]: ...
+
+    def live_blocks(self) -> int: ...
+
+    def queued(self) -> tuple[int, int]: ...
+
+    def close(self) -> None: ...
+
+def exit_on_eof(descriptor: int) -> None:
+    """
+    Ends this process, and its process group if it leads one, once reading `descriptor` gives end of file.
+    """
+
+def set_hooks(
+    *,
+    adopt: Callable[[Any], tuple[Any, Pin | None, bool]] | None = None,
+    materialise: Callable[[Box[Any], bool], object] | None = None,
+    publish: Callable[[Box[Any]], Pin] | None = None,
+    clone: Callable[[Box[Any]], object] | None = None,
+    absorb: Callable[[Box[Any]], object] | None = None,
+    wait: Callable[[Box[Any], bool, float], object] | None = None,
+    conflict: Callable[..., BaseException] | None = None,
+    survivors: Callable[[Box[Any], str, list[str]], BaseException | None] | None = None,
+    detach: Callable[[Box[Any]], object] | None = None,
+    forbid_rollback: Callable[[Box[Any]], object] | None = None,
+    queue_free: Callable[[Box[Any], Pin], object] | None = None,
+) -> dict[str, Callable[..., Any]]:
+    """The slow paths of handles; those not named are unset. Returns those before."""
+
+@final
+class Pin:
+    """This process's hold on one version of one block."""
+
+    @property
+    def pointer(self) -> _Pointer: ...
+    @property
+    def local(self) -> _Pointer | None: ...
+    @property
+    def codec(self) -> int: ...
+    @property
+    def meta(self) -> bytes: ...
+    @property
+    def children(self) -> tuple[_Child, ...]: ...
+    @property
+    def buffer_count(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def writable(self) -> bool: ...
+    @property
+    def on_release(self) -> int: ...
+    @property
+    def references(self) -> int: ...
+    def buffer(self, index: int, /) -> PinBuffer: ...
+    def disown(self) -> None: ...
+    def set_release(self, action: int, /) -> None: ...
+    def as_writable(self) -> Pin: ...
+    @staticmethod
+    def hold(pointer: _Pointer, on_release: int, /) -> Pin: ...
+    @staticmethod
+    def private(codec: int, meta: bytes, buffer_bytes: list[int], /) -> Pin: ...
+
+RELEASE_NOTHING: int = 0
+
+RELEASE_FREE_TREE: int = 1
+
+RELEASE_FREE_SHALLOW: int = 2
+
+RELEASE_COPY: int = 3
+
+@final
+class PinBuffer:
+    """The bytes of one buffer of a block."""
+
+    @property
+    def pin(self) -> Pin: ...
+    @property
+    def readonly(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class RevokedArray:
+    """An array whose borrow has ended."""
+
+@final
+class Box(Generic[T]):
+    """Owns one value: lent, moved, and freed with its owner."""
+
+    def __init__(self, value: T) -> None: ...
+
+    def borrow(self, timeout: float | None = None) -> Ref[T]:
+        """A shared borrow, from the start of its `with` block to its end."""
+
+    def borrow_mut(self, timeout: float | None = None) -> RefMut[T]:
+        """An exclusive borrow, from the start of its `with` block to its end."""
+
+    def clone(self) -> Box[T]:
+        """A second Box with a copy of the value."""
+
+    def into_inner(self) -> T:
+        """The value itself; the Box is used up."""
+
+    def replace(self, value: T, /) -> None:
+        """Gives it another value; the old one is dropped."""
+
+    def split_mut(self, n: int, axis: int = 0) -> list[RefMut[T]]:
+        """Disjoint mutable borrows of an array, cut along an axis."""
+
+    @property
+    def server(self) -> int:
+        """The number of the server whose heap holds the value. No message."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
+    def __copy__(self) -> NoReturn: ...
+    def __deepcopy__(self, memo: Any, /) -> NoReturn: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+    @property
+    def _value(self) -> Any: ...
+    @property
+    def _pin(self) -> Pin | None: ...
+    def _install(self, value: object, pin: Pin | None, is_array: bool, writable: bool, /) -> None: ...
+    def _state(self) -> _BoxState: ...
+    def _publish(self) -> Pin: ...
+    def _lend_shared(self, lend: object = None, timeout: float | None = None) -> Pin: ...
+    def _lend_mut(self, lend: object = None, timeout: float | None = None) -> Pin: ...
+    def _end_lend(
+        self, lend: object, mutable: bool, outcome: _Outcome = "committed", pointer: Pin | _Pointer | None = None
+    ) -> None: ...
+    @overload
+    def _transfer(self, location: str | None = None, encode: Literal[True] = True) -> tuple[Pin, Any]: ...
+    @overload
+    def _transfer(self, location: str | None = None, *, encode: bool) -> tuple[Pin | None, Any]: ...
+    def _transfer_undone(self, pin: Pin | None, value: object, /) -> None: ...
+    def _give_back(self) -> tuple[Pin, Any]: ...
+    @classmethod
+    def _from_pin(
+        cls, pin: Pin, access: _Access, type_name: str | type, parent: Box[Any] | None = None, undo: bool = False
+    ) -> Box[Any]: ...
+    def _set_parent(self, parent: Box[Any] | None, /) -> None: ...
+    def _clear_poison(self) -> None: ...
+    def _wait_end(self, timeout_s: float, /) -> None: ...
+
+@final
+class Ref(Generic[T_co]):
+    """A shared borrow, to be entered with `with` or lent to a task."""
+
+    def __enter__(self) -> T_co:
+        """Begins the borrow and hands the value out."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        """Ends the borrow; arrays it handed out are revoked."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+    @property
+    def _box(self) -> Box[Any]: ...
+    @property
+    def _access(self) -> Literal["shared", "mutable"]: ...
+    @property
+    def _part(self) -> tuple[int, int, int] | None: ...
+    @property
+    def _phase(self) -> Literal["fresh", "active", "deferred", "lent", "ended"]: ...
+    def _lend(self, lend: object = None, /) -> Pin: ...
+    def _end_lend(
+        self, lend: object = None, outcome: _Outcome = "committed", pointer: Pin | _Pointer | None = None
+    ) -> None: ...
+    def _region(self) -> _Region: ...
+
+@final
+class RefMut(Generic[T]):
+    """An exclusive borrow, to be entered with `with` or lent to a task."""
+
+    def __enter__(self) -> T:
+        """Begins the borrow and hands the value out."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        """Ends the borrow; arrays it handed out are revoked."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
+
+    @property
+    def _box(self) -> Box[Any]: ...
+    @property
+    def _access(self) -> Literal["shared", "mutable"]: ...
+    @property
+    def _part(self) -> tuple[int, int, int] | None: ...
+    @property
+    def _phase(self) -> Literal["fresh", "active", "deferred", "lent", "ended"]: ...
+    def _lend(self, lend: object = None, /) -> Pin: ...
+    def _end_lend(
+        self, lend: object = None, outcome: _Outcome = "committed", pointer: Pin | _Pointer | None = None
+    ) -> None: ...
+    def _region(self) -> _Region: ...
+
+def find_boxes(value: object, budget: int, /) -> list[Box[Any]]:
+    """The Boxes inside a value, looking at no more than `budget` objects."""
