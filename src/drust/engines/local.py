@@ -1,0 +1,358 @@
+"""Servers on this machine, started by the script that uses them and ended with it: `drust.init()`'s default.
+
+Each server is a child process in a session of its own (Ctrl-C reaches only the script), joined by a socket
+pair: it brings the server what to do, token included, and takes back its port, the home partition's memfd,
+and what workers print. The pair's end of file tells each side of the other's death, so `kill -9` of the
+script ends everything.
+
+    driver --Start--> server        all at once, then
+    driver <--Ready-- server        port, memfd
+    driver --Endpoints--> server    the whole table
+    driver <--Joined-- server       in its partition; the server starts its workers, `start` returns
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import select
+import site
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from drust import machine
+from drust.config import Config
+from drust.errors import ServerStartError
+from drust.server import log, messages, process
+from drust.server.channel import Channel, channel_pair
+from drust.server.loop import Loop
+from drust.server.secret import choose_token, token_bytes
+
+STOP_WITHIN_S = 2.0
+GRACE_S = 0.3  # what workers get of it to end by themselves
+_SERVE_THREADS = 2
+_NOT_FOR_WORKERS = frozenset({"DRUST_TOKEN", "DRUST_ADDRESS"})
+
+Answer = TypeVar("Answer", bound=messages.Message)
+
+_logger = logging.getLogger("drust.launch")
+_clusters: "weakref.WeakSet[LocalCluster]" = weakref.WeakSet()  # for forked children; under the GIL
+
+
+class _Server:
+    """One server process, as its driver holds it."""
+
+    def __init__(
+        self, number: int, child: "subprocess.Popen[bytes]", channel: Channel[messages.ToDriver]
+    ) -> None:
+        self.number = number
+        self.child = child
+        self.channel = channel
+        self.is_gone = False  # written by the thread that receives
+
+
+class LocalCluster:
+    """Running servers. Made by `start`; `close` ends them, and so does the end of this process, however it
+    comes.
+
+    Attributes:
+        token: the cluster's secret, 32 bytes.
+        token_text: the same as text, for DRUST_TOKEN of whoever shall join.
+        endpoints: where the servers listen, by number.
+        home: the number of the server whose partition this process maps.
+    """
+
+    home = messages.HOME
+
+    def __init__(self, config: Config, on_event: Callable[[messages.Event], None] | None) -> None:
+        """Starts nothing: see `start`."""
+        self.token_text = choose_token(config.token)
+        self.token = token_bytes(self.token_text)
+        self.endpoints: tuple[messages.Endpoint, ...] = ()
+        self._config = config
+        self._on_event = on_event
+        self._owner_pid = os.getpid()
+        self._servers: list[_Server] = []
+        self._memfd = -1
+        self._lost: dict[int, str] = {}
+        self._loop: Loop | None = None
+        self._thread: threading.Thread | None = None
+        self._closing = False  # set once, under _close_lock; read by the thread
+        self._closed = False  # under _close_lock
+        self._close_lock = threading.Lock()
+
+    @classmethod
+    def start(
+        cls, config: Config, on_event: Callable[[messages.Event], None] | None = None
+    ) -> "LocalCluster":
+        """Starts `config.servers` servers; returns when all listen and know each other. Workers start
+        meanwhile.
+
+        Cost: one process a server, all at once; four messages each on a socket pair.
+
+        Args:
+            config: servers, workers, heap_bytes, host, token, start_timeout_s.
+            on_event: told of each worker or server lost, in a thread of this cluster. It must not call
+            `close`.
+
+        Raises:
+            ServerStartError: a server could not start or took too long. Nothing is left running.
+            ConfigError: the token file cannot be used.
+        """
+        log.configure_driver()
+        cluster = cls(config, on_event)
+        try:
+            cluster._start_servers()
+        except BaseException:
+            cluster._kill_all()
+            raise
+        _clusters.add(cluster)
+        atexit.register(cluster.close)
+        return cluster
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """The servers that ended without being asked to, and how."""
+        return dict(self._lost)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The server processes, by number."""
+        return tuple(server.child.pid for server in self._servers)
+
+    def detach_memfd(self) -> int:
+        """The home partition's memfd, the caller's to attach and close from now on. Once."""
+        memfd, self._memfd = self._memfd, -1
+        return memfd
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def _start_servers(self) -> None:
+        deadline_s = time.monotonic() + self._config.start_timeout_s
+        for number in range(self._config.servers):
+            self._servers.append(_spawn(number))
+        workers = self._config.workers * self._config.servers
+        worker_threads = max(1, machine.cpu_count() // max(1, workers))
+        for server in self._servers:
+            server.channel.send(self._start_message(server.number, worker_threads))
+        self.endpoints = tuple(self._ready(server, deadline_s) for server in self._servers)
+        for server in self._servers:
+            server.channel.send(messages.Endpoints(endpoints=list(self.endpoints)))
+        for server in self._servers:
+            self._expect(server, messages.Joined, deadline_s)
+        self._loop = Loop()
+        for server in self._servers:
+            server.channel.set_blocking(False)
+            self._watch(self._loop, server)
+        self._thread = threading.Thread(target=self._loop.run, name="drust-launch", daemon=True)
+        self._thread.start()
+
+    def _start_message(self, number: int, worker_threads: int) -> messages.Start:
+        config = self._config
+        environment = config.environment()
+        return messages.Start(
+            server=number,
+            incarnation=1,
+            heap_bytes=config.heap_bytes,
+            host=config.host,
+            threads=_SERVE_THREADS,
+            workers=config.workers,
+            worker_threads=worker_threads,
+            worker_environment={
+                name: value for name, value in environment.items() if name not in _NOT_FOR_WORKERS
+            },
+            token=self.token,
+            driver_pid=self._owner_pid,
+            path=[entry or os.getcwd() for entry in sys.path],
+            directory=os.getcwd(),
+            python_path=os.environ.get("PYTHONPATH"),
+            log_level=log.level_name(),
+        )
+
+    def _ready(self, server: _Server, deadline_s: float) -> messages.Endpoint:
+        ready, descriptors = self._expect(server, messages.Ready, deadline_s)
+        if descriptors:
+            self._memfd = descriptors[0]
+        return messages.Endpoint(server=server.number, host=_reachable(self._config.host), port=ready.port)
+
+    def _expect(self, server: _Server, kind: type[Answer], deadline_s: float) -> tuple[Answer, list[int]]:
+        """The server's next message, which must be of `kind`; waits until `deadline_s`."""
+        poll = select.poll()
+        poll.register(server.channel.fileno(), select.POLLIN)
+        if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            raise _start_error(server.number, f"it did not answer within {self._config.start_timeout_s:g} s")
+        received = server.channel.receive()
+        if received is None:
+            server.child.kill()
+            raise _start_error(server.number, process.describe_exit(server.child.wait()))
+        answer, descriptors = received
+        if isinstance(answer, messages.Failed):
+            raise _start_error(server.number, answer.reason)
+        if not isinstance(answer, kind):
+            raise _start_error(server.number, f"it answered {type(answer).__name__}, not {kind.__name__}")
+        return answer, descriptors
+
+    # -- running: in the thread ------------------------------------------------------------------------------
+
+    def _watch(self, loop: Loop, server: _Server) -> None:
+        loop.watch(server.channel.fileno(), lambda: self._receive(loop, server))
+
+    def _receive(self, loop: Loop, server: _Server) -> None:
+        try:
+            received = server.channel.receive()
+        except BlockingIOError:
+            return
+        if received is None:
+            loop.unwatch(server.channel.fileno())
+            self._server_gone(server)
+            if all(each.is_gone for each in self._servers):
+                loop.stop()
+            return
+        match received[0]:
+            case messages.Output(stream=stream, text=text):
+                _write(stream, text)
+            case messages.WorkerLost() as event:
+                _logger.warning(
+                    "worker %d of server %d (pid %d) has ended: %s; tasks lost: %d",
+                    event.worker, event.server, event.pid, event.reason, event.lost_tasks,
+                )  # fmt: skip
+                self._tell(event)
+            case messages.WorkersGivenUp() as event:
+                _logger.error(
+                    "server %d starts no more workers (%d left): %s",
+                    event.server,
+                    event.running,
+                    event.reason,
+                )
+                self._tell(event)
+            case other:
+                _logger.error("server %d sent an unexpected %s", server.number, type(other).__name__)
+
+    def _server_gone(self, server: _Server) -> None:
+        server.is_gone = True
+        if self._closing:
+            return
+        server.child.kill()  # it closed its channel; there is no way back
+        reason = process.describe_exit(server.child.wait())
+        self._lost[server.number] = reason
+        _logger.error("server %d (pid %d) is lost: %s", server.number, server.child.pid, reason)
+        self._tell(messages.ServerLost(server=server.number, pid=server.child.pid, reason=reason))
+
+    def _tell(self, event: messages.Event) -> None:
+        if self._on_event and not self._closing:
+            try:
+                self._on_event(event)
+            except Exception:
+                _logger.exception("a handler of cluster events failed")
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Ends the servers, their workers and what these started; at most STOP_WITHIN_S, then they are
+        killed.
+
+        May be called again, from any thread but the one that tells events. In a forked child it only lets go.
+        """
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = self._closing = True
+            atexit.unregister(self.close)
+            if os.getpid() == self._owner_pid:
+                self._stop_all()
+            self._kill_all()
+
+    def _stop_all(self) -> None:
+        for server in self._servers:
+            if not server.is_gone:
+                with contextlib.suppress(BlockingIOError):  # stuck, with a full socket: it is killed below
+                    server.channel.send(messages.Stop(grace_s=GRACE_S))
+        if self._thread:
+            self._thread.join(STOP_WITHIN_S)  # it ends once every server has closed its channel
+
+    def _kill_all(self) -> None:
+        if os.getpid() == self._owner_pid:
+            for server in self._servers:
+                if not server.is_gone:
+                    server.child.kill()  # its workers notice within milliseconds
+            for server in self._servers:
+                server.child.wait()
+            if self._thread:
+                self._thread.join()
+        for server in self._servers:
+            server.channel.close()
+        if self._loop:
+            self._loop.close()
+        if self._memfd >= 0:
+            os.close(self.detach_memfd())
+
+    def _let_go_after_fork(self) -> None:
+        """In a forked child: closes what would keep the servers from seeing the driver's end."""
+        self._closed = self._closing = True
+        self._close_lock = threading.Lock()  # another thread may have held it
+        self._kill_all()
+
+
+def _forked() -> None:
+    for cluster in list(_clusters):
+        if not cluster._closed:
+            cluster._let_go_after_fork()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def _spawn(number: int) -> _Server:
+    channel, server_side = channel_pair()
+    try:
+        child = subprocess.Popen(
+            [*process.python_command(), "-m", "drust.server", str(server_side.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[server_side.fileno()],
+            start_new_session=True,
+            env=_server_environment(),
+        )
+    except BaseException as error:
+        channel.close()
+        if isinstance(error, OSError):
+            raise _start_error(number, str(error)) from error
+        raise
+    finally:
+        server_side.close()
+    return _Server(number, child, channel)
+
+
+def _start_error(number: int, reason: str) -> ServerStartError:
+    return ServerStartError(server=f"server {number}", reason=reason)
+
+
+def _server_environment() -> dict[str, str]:
+    """Ours without the token, and with a PYTHONPATH that finds this package if nothing else does."""
+    environment = dict(os.environ)
+    environment.pop("DRUST_TOKEN", None)
+    root = str(Path(__file__).parents[2])
+    if root in sys.path and root not in (*site.getsitepackages(), site.getusersitepackages()):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    return environment
+
+
+def _reachable(host: str) -> str:
+    """The numeric address at which processes of this host reach a server listening at `host`."""
+    address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+
+
+def _write(stream: int, text: str) -> None:
+    """Prints workers' lines where the script's own go, notebooks and capturing tests included."""
+    target = sys.stdout if stream == 1 else sys.stderr
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None or closed: nobody reads it
+        target.write(text)
+        target.flush()

@@ -1,0 +1,114 @@
+"""Answers to the wire's `control` operation: a request's bytes in, a reply's bytes out. Runs in the server's
+loop.
+
+psutil is imported at the first question, not at the server's start.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from drust.server import messages
+from drust.server.pool import Place, Pool
+
+if TYPE_CHECKING:
+    from drust._core import ServerPlane
+
+LARGEST_MAX = 1000
+
+
+class Control:
+    """What a server can be asked. `endpoints` is the table last received."""
+
+    def __init__(
+        self, plane: "ServerPlane", pool: Pool, start: messages.Start, shut_down: Callable[[], None]
+    ) -> None:
+        """`shut_down` is called before Shutdown is answered: it must not end the server at once."""
+        self.endpoints: list[messages.Endpoint] = []
+        self._plane = plane
+        self._pool = pool
+        self._start = start
+        self._shut_down = shut_down
+        self._started_s = time.monotonic()
+
+    def answer(self, body: bytes) -> bytes:
+        """The reply to one request; `Refused` for what is none. Never raises."""
+        reply: messages.Reply
+        try:
+            reply = self._answer(messages.decode_request(body))
+        except msgspec.DecodeError as error:
+            reply = messages.Refused(reason=f"not a request: {error}")
+        except Exception as error:  # noqa: BLE001 - whoever asks gets the reason, the server goes on
+            reply = messages.Refused(reason=f"{type(error).__name__}: {error}")
+        return messages.encode(reply)
+
+    def _answer(self, request: messages.Request) -> messages.Reply:
+        match request:
+            case messages.Status():
+                return self._status()
+            case messages.Largest(most=most):
+                rows = self._plane.largest_blocks(max(0, min(most, LARGEST_MAX)))
+                return messages.LargestBlocks(blocks=msgspec.convert(rows, list[messages.BlockRow]))
+            case messages.Shutdown():
+                self._shut_down()
+                return messages.ShuttingDown()
+
+    def _status(self) -> messages.ServerStatus:
+        tasks_run = {row["pid"]: row["counters"]["tasks_run"] for row in self._plane.processes()}
+        cpu_s, rss_bytes = _load(os.getpid())
+        queued, running = self._plane.queued()
+        return messages.ServerStatus(
+            server=self._start.server,
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started_s,
+            driver_pid=self._start.driver_pid,
+            cpu_s=cpu_s,
+            rss_bytes=rss_bytes,
+            queued_tasks=queued,
+            running_tasks=running,
+            usage=self._plane.usage(),
+            counters=self._plane.counters(),
+            endpoints=self.endpoints,
+            workers=[_worker_status(place, tasks_run) for place in self._pool.places],
+        )
+
+
+def _worker_status(place: Place, tasks_run: dict[int, int]) -> messages.WorkerStatus:
+    worker = place.process
+    if worker is None:
+        return messages.WorkerStatus(
+            worker=place.index,
+            state=place.state,
+            pid=0,
+            uptime_s=0,
+            cpu_s=0,
+            rss_bytes=0,
+            deaths=place.deaths,
+            tasks_run=0,
+        )
+    cpu_s, rss_bytes = _load(worker.pid)
+    return messages.WorkerStatus(
+        worker=place.index,
+        state="attached" if worker.pid in tasks_run else "starting",
+        pid=worker.pid,
+        uptime_s=time.monotonic() - worker.started_s,
+        cpu_s=cpu_s,
+        rss_bytes=rss_bytes,
+        deaths=place.deaths,
+        tasks_run=tasks_run.get(worker.pid, 0),
+    )
+
+
+def _load(pid: int) -> tuple[float, int]:
+    """Processor seconds and resident bytes of a process; zeros where it is gone. A few small files read."""
+    import psutil
+
+    try:
+        about = psutil.Process(pid)
+        times = about.cpu_times()
+        return times.user + times.system, about.memory_info().rss
+    except psutil.Error:
+        return 0.0, 0

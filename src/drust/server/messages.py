@@ -1,0 +1,260 @@
+"""Every control message: between the driver and a server, to a worker, and over the wire.
+
+Idea: msgspec structs, tagged by their class name, so that decoding checks every field and can run no code.
+Three sets that never mix: `ToServer`/`ToDriver` on the channel between a driver and a server it started,
+`WorkerStart` on a worker's lifeline, `Request`/`Reply` inside the wire operation `control`, from whoever
+holds the token. Rejected: pickle (runs code), JSON on the inside (the token is bytes); a Reply is JSON-able
+for `--json`.
+"""
+
+import msgspec
+
+HOME = 0  # the driver's server
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """The base of all: immutable, its class name as its tag."""
+
+
+# -- driver -> server ----------------------------------------------------------------------------------------
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a server listens. `epoch` is raised at each change."""
+
+    server: int
+    host: str
+    port: int
+    epoch: int = 1
+
+
+class Start(Message, frozen=True):
+    """The first message: all a server needs to know.
+
+    Attributes:
+        server: its number in the cluster.
+        incarnation: how often this number was started, from 1; part of every colour.
+        heap_bytes: the partition's quota.
+        host: the address to listen at.
+        threads: serve threads.
+        workers: worker processes to keep.
+        worker_threads: threads a worker's libraries (BLAS, polars) may use.
+        worker_environment: variables of the workers, beside what the server inherited.
+        token: the cluster's secret.
+        driver_pid: whose death ends the server.
+        path: the driver's `sys.path`, for workers.
+        directory: the driver's working directory, for workers.
+        python_path: the driver's PYTHONPATH, which workers put back.
+        log_level: the level of this cluster's logs.
+    """
+
+    server: int
+    incarnation: int
+    heap_bytes: int
+    host: str
+    threads: int
+    workers: int
+    worker_threads: int
+    worker_environment: dict[str, str]
+    token: bytes
+    driver_pid: int
+    path: list[str]
+    directory: str
+    python_path: str | None
+    log_level: str
+
+
+class Endpoints(Message, frozen=True):
+    """The cluster's whole table. The first also lets the server start its workers; answered by `Joined`."""
+
+    endpoints: list[Endpoint]
+
+
+class Stop(Message, frozen=True):
+    """End, giving workers `grace_s` to end by themselves."""
+
+    grace_s: float
+
+
+ToServer = Start | Endpoints | Stop
+
+# -- server -> driver ----------------------------------------------------------------------------------------
+
+
+class Ready(Message, frozen=True):
+    """The server listens. From server HOME the partition's memfd comes with it."""
+
+    pid: int
+    port: int
+
+
+class Failed(Message, frozen=True):
+    """The server could not start, and ends."""
+
+    reason: str
+
+
+class Joined(Message, frozen=True):
+    """The endpoint table stands in the partition."""
+
+
+class Output(Message, frozen=True):
+    """Whole lines that a worker wrote, prefixed. `stream` is 1 for stdout, 2 for stderr."""
+
+    stream: int
+    text: str
+
+
+class WorkerLost(Message, frozen=True):
+    """A worker ended; a new one takes its place unless `WorkersGivenUp` follows."""
+
+    server: int
+    worker: int
+    pid: int
+    reason: str
+    lost_tasks: int
+
+
+class WorkersGivenUp(Message, frozen=True):
+    """Workers of this server end as fast as they start: no more are started, `running` are left."""
+
+    server: int
+    reason: str
+    running: int
+
+
+class ServerLost(Message, frozen=True):
+    """A server ended without being asked to. Made by the engine, which sees the channel's end."""
+
+    server: int
+    pid: int
+    reason: str
+
+
+ToDriver = Ready | Failed | Joined | Output | WorkerLost | WorkersGivenUp | ServerLost
+Event = WorkerLost | WorkersGivenUp | ServerLost  # what an engine tells the driver's runtime
+
+# -- server -> worker ----------------------------------------------------------------------------------------
+
+
+class WorkerStart(Message, frozen=True):
+    """The first and only message on a worker's lifeline; the rest of the lifeline is silence, and its end."""
+
+    server: int
+    worker: int
+    token: bytes
+    path: list[str]
+    directory: str
+    python_path: str | None
+    log_level: str
+
+
+# -- whoever finds a home server on this host -----------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """What a process of the same user is told when it asks a home server to join; the memfd comes with it."""
+
+    token: bytes
+    driver_pid: int
+    endpoints: list[Endpoint]
+
+
+# -- the wire's control operation ----------------------------------------------------------------------------
+
+
+class Status(Message, frozen=True):
+    """How a server and its workers are. Answered by `ServerStatus`."""
+
+
+class Largest(Message, frozen=True):
+    """The `most` largest blocks of a partition. Answered by `LargestBlocks`."""
+
+    most: int = 10
+
+
+class Shutdown(Message, frozen=True):
+    """Ends a server and its workers. Answered by `ShuttingDown`, before it does."""
+
+
+Request = Status | Largest | Shutdown
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. `state`: starting, attached, backing off (will be started again), given up.
+
+    `cpu_s` and `rss_bytes` are 0 where the process is gone; `deaths` counts earlier processes in this place.
+    """
+
+    worker: int
+    state: str
+    pid: int
+    uptime_s: float
+    cpu_s: float
+    rss_bytes: int
+    deaths: int
+    tasks_run: int
+
+
+class ServerStatus(Message, frozen=True):
+    """How a server is. Counters are sums over every process of the host that ever counted."""
+
+    server: int
+    pid: int
+    uptime_s: float
+    driver_pid: int
+    cpu_s: float
+    rss_bytes: int
+    queued_tasks: int
+    running_tasks: int
+    usage: dict[str, int]
+    counters: dict[str, int]
+    endpoints: list[Endpoint]
+    workers: list[WorkerStatus]
+
+
+class BlockRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One block: (address, colour, extent in bytes), what encoded it, and which process's slot owns it."""
+
+    pointer: tuple[int, int, int]
+    codec: int
+    owner_kind: int
+    owner_slot: int
+
+
+class LargestBlocks(Message, frozen=True):
+    """The largest blocks, largest first."""
+
+    blocks: list[BlockRow]
+
+
+class ShuttingDown(Message, frozen=True):
+    """The server ends now."""
+
+
+class Refused(Message, frozen=True):
+    """The request could not be read or answered."""
+
+    reason: str
+
+
+Reply = ServerStatus | LargestBlocks | ShuttingDown | Refused
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of a message."""
+    return _encoder.encode(message)
+
+
+def decode_request(body: bytes) -> Request:
+    """The request in `body`. Raises msgspec.DecodeError for anything else."""
+    return _request_decoder.decode(body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """The reply in `body`. Raises msgspec.DecodeError for anything else."""
+    return _reply_decoder.decode(body)

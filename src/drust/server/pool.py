@@ -1,0 +1,236 @@
+"""The workers of one server: started, watched through their pidfds, reaped when they end, and replaced.
+
+A worker that ends takes nothing with it: `ServerPlane.reap` fails the tasks it ran, drops its pins and adopts
+its arena; then a new process takes its place. A task that kills its worker costs one worker each time, and
+the next is started at once. A worker that ends without having run anything is a fault of the installation: it
+is started again ever later, and after DEATHS_MAX such deaths within DEATHS_WINDOW_S no more, with the reason
+reported.
+
+Everything here runs in the loop's thread. Reaping may wait for another server, so it runs in a thread of its
+own.
+"""
+
+import functools
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from drust.server import messages, process
+from drust.server.loop import Loop
+from drust.server.output import LineForwarder
+
+if TYPE_CHECKING:
+    from drust._core import ServerPlane
+
+DEATHS_MAX = 5
+DEATHS_WINDOW_S = 10.0
+_BACKOFF_S = 0.1  # doubled at each death that counts
+_END_WITHIN_S = 0.3  # a worker whose lifeline was closed is killed after this
+_READ_BYTES = 64 * 1024
+
+
+class Place:
+    """One of the server's worker places, and the process in it, if any."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.process: process.WorkerProcess | None = None
+        self.forwarders: dict[int, LineForwarder] = {}  # by descriptor
+        self.deaths = 0
+        self.state = "backing off"
+
+
+class Pool:
+    """Keeps the places filled until `stop`."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        plane: "ServerPlane",
+        start: messages.Start,
+        report: Callable[[messages.Message], None],
+    ) -> None:
+        """`report` gets Output, WorkerLost and WorkersGivenUp, in the loop's thread."""
+        self.places = [Place(index) for index in range(start.workers)]
+        self._loop = loop
+        self._plane = plane
+        self._start = start
+        self._report = report
+        self._environment = process.worker_environment(start)
+        self._paused = False
+        self._stopping = False
+        self._given_up = False
+        self._on_empty: Callable[[], None] | None = None
+        self._tasks_run = 0
+        self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)  # times of the deaths that count
+        self._reaping: queue.SimpleQueue[tuple[int, Callable[[int], None]]] = queue.SimpleQueue()
+        self._reaper: threading.Thread | None = None
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def fill(self) -> None:
+        """Starts a worker in every place that has none."""
+        for place in self.places:
+            if not place.process:
+                self._start_in(place)
+
+    def _start_in(self, place: Place) -> None:
+        if self._stopping or self._given_up or place.process:
+            return
+        try:
+            worker = process.WorkerProcess(self._start, place.index, self._plane.memfd, self._environment)
+        except OSError as error:
+            self._lost(place, pid=0, reason=f"could not be started: {error}", lost_tasks=0)
+            return
+        place.process, place.state = worker, "running"
+        prefix = f"[server {self._start.server} worker {place.index}] "
+        for descriptor, stream in worker.outputs.items():
+            place.forwarders[descriptor] = LineForwarder(prefix, self._emitter(stream))
+            if not self._paused:
+                self._watch_output(place, descriptor)
+        self._loop.watch(worker.pidfd, lambda: self._ended(place, worker))
+
+    def _emitter(self, stream: int) -> Callable[[str], None]:
+        return lambda text: self._report(messages.Output(stream=stream, text=text))
+
+    # -- output ----------------------------------------------------------------------------------------------
+
+    def pause_output(self, paused: bool) -> None:
+        """While paused, workers that print much wait at their full pipes and do not fill this memory."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for place in self.places:
+            for descriptor in place.forwarders:
+                if paused:
+                    self._loop.unwatch(descriptor)
+                else:
+                    self._watch_output(place, descriptor)
+
+    def _watch_output(self, place: Place, descriptor: int) -> None:
+        self._loop.watch(descriptor, lambda: self._read_output(place, descriptor))
+
+    def _read_output(self, place: Place, descriptor: int) -> bool:
+        """Passes on one chunk; false at the end of file, or if there is nothing now."""
+        worker = place.process
+        assert worker is not None
+        try:
+            chunk = worker.read(descriptor, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if chunk:
+            place.forwarders[descriptor].feed(chunk)
+            return True
+        self._loop.unwatch(descriptor)
+        place.forwarders.pop(descriptor).finish()
+        return False
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def _ended(self, place: Place, worker: process.WorkerProcess) -> None:
+        """Its pid stays taken (a zombie) until its slot was reaped: no other process is mistaken for it."""
+        self._loop.unwatch(worker.pidfd)
+        worker.kill()  # what its tasks started
+        for descriptor in list(place.forwarders):
+            while self._read_output(place, descriptor):
+                pass
+            if descriptor in place.forwarders:
+                self._loop.unwatch(descriptor)
+                place.forwarders.pop(descriptor).finish()
+        if self._stopping:
+            self._collect(place, worker)
+            self._check_empty()
+        else:
+            self.reap(worker.pid, lambda lost_tasks: self._reaped(place, worker, lost_tasks))
+
+    def _reaped(self, place: Place, worker: process.WorkerProcess, lost_tasks: int) -> None:
+        reason = self._collect(place, worker)
+        if self._stopping:
+            self._check_empty()
+        else:
+            self._lost(place, worker.pid, reason, lost_tasks)
+
+    def _collect(self, place: Place, worker: process.WorkerProcess) -> str:
+        place.process = None
+        place.deaths += 1
+        place.state = "backing off"
+        return worker.collect()
+
+    def _lost(self, place: Place, pid: int, reason: str, lost_tasks: int) -> None:
+        server = self._start.server
+        self._report(
+            messages.WorkerLost(
+                server=server, worker=place.index, pid=pid, reason=reason, lost_tasks=lost_tasks
+            )
+        )
+        tasks_run = self._plane.counters()["tasks_run"]
+        if lost_tasks or tasks_run != self._tasks_run:
+            self._tasks_run = tasks_run
+            self._deaths.clear()
+            self._start_in(place)
+            return
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == DEATHS_MAX and now - self._deaths[0] <= DEATHS_WINDOW_S:
+            self._give_up(
+                f"{DEATHS_MAX} ended within {DEATHS_WINDOW_S:.0f} s without a task; the last: {reason}"
+            )
+            return
+        recent = sum(now - death <= DEATHS_WINDOW_S for death in self._deaths)
+        self._loop.call_later(_BACKOFF_S * (2 ** (recent - 1) - 1), lambda: self._start_in(place))
+
+    def _give_up(self, reason: str) -> None:
+        if self._given_up:
+            return
+        self._given_up = True
+        for place in self.places:
+            if not place.process:
+                place.state = "given up"
+        running = sum(1 for place in self.places if place.process)
+        self._report(messages.WorkersGivenUp(server=self._start.server, reason=reason, running=running))
+
+    # -- reaping ---------------------------------------------------------------------------------------------
+
+    def reap(self, pid: int, done: Callable[[int], None]) -> None:
+        """Gives back all that process `pid`, now dead, held; `done` gets the number of tasks it ran."""
+        if self._reaper is None:
+            self._reaper = threading.Thread(target=self._reap_all, name="drust-reaper", daemon=True)
+            self._reaper.start()
+        self._reaping.put((pid, done))
+
+    def _reap_all(self) -> None:
+        while True:
+            pid, done = self._reaping.get()
+            lost_tasks = 0
+            for row in self._plane.processes():
+                if row["pid"] == pid:
+                    lost_tasks += self._plane.reap(row["slot"], row["generation"])
+            self._loop.post(functools.partial(done, lost_tasks))
+
+    # -- stopping --------------------------------------------------------------------------------------------
+
+    def stop(self, grace_s: float, on_empty: Callable[[], None]) -> None:
+        """Starts no more; workers still there after `grace_s` are ended. `on_empty` is called after all."""
+        self._stopping = True
+        self._on_empty = on_empty
+        self._loop.call_later(grace_s, self._end_all)
+        self._check_empty()
+
+    def _end_all(self) -> None:
+        for place in self.places:
+            if place.process:
+                place.process.end()
+        self._loop.call_later(_END_WITHIN_S, self._kill_all)
+
+    def _kill_all(self) -> None:
+        for place in self.places:
+            if place.process:
+                place.process.kill()
+
+    def _check_empty(self) -> None:
+        if self._on_empty and not any(place.process for place in self.places):
+            on_empty, self._on_empty = self._on_empty, None
+            on_empty()

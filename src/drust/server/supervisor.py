@@ -1,0 +1,196 @@
+"""A server's control plane: one loop that joins the channel to the driver, the workers, and the wire's
+questions.
+
+    driver's messages ----+                         +---- workers: pool.py
+    driver's death -------+--> loop (this file) <---+---- questions from the wire: control.py, asked in a
+    thread joining processes ----+                         +---- warm memory, every few seconds
+
+The server ends when its driver does: the channel's end of file says so, and the driver's pidfd, because a
+child the driver forked may hold the channel open. While nothing happens, nothing runs here but one look at
+the warm memory every TRIM_PERIOD_S.
+"""
+
+import faulthandler
+import functools
+import logging
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from drust.server import joining, messages
+from drust.server.channel import Channel
+from drust.server.control import Control
+from drust.server.loop import Loop
+from drust.server.pool import Pool
+
+if TYPE_CHECKING:
+    from drust._core import ServerPlane
+
+GRACE_S = 0.3  # what workers get to end by themselves when the driver is gone
+_STUCK_AFTER_S = 1.2  # a server that cannot end in order within this, beyond the grace, ends without
+_REPLY_LEAVES_S = 0.05  # the reply to Shutdown is given this time on its way before the sockets close
+_OUTPUT_LEAVES_S = 0.2
+_TAKE_TIMEOUT_MS = 60_000
+TRIM_PERIOD_S = 5.0
+_TRIM_TO_NOTHING_BYTES = 4 * 2**20
+
+_logger = logging.getLogger("drust.server")
+
+
+class Supervisor:
+    """Runs a server until its driver is gone or says so."""
+
+    def __init__(
+        self, plane: "ServerPlane", channel: Channel[messages.ToServer], start: messages.Start
+    ) -> None:
+        self._plane = plane
+        self._channel = channel
+        self._start = start
+        self._loop = Loop()
+        self._pool = Pool(self._loop, plane, start, self._send)
+        self._control = Control(plane, self._pool, start, self._shut_down_soon)
+        self._outbox: deque[messages.Message] = deque()
+        self._is_driver_gone = False
+        self._hall: joining.Hall | None = None
+        self._claimed_bytes = 0
+        self._closing = threading.Event()  # set once, by the loop; read by the thread that takes questions
+
+    def run(self) -> None:
+        """Returns once the workers are gone and the sockets are closed."""
+        self._channel.set_blocking(False)
+        self._loop.watch(self._channel.fileno(), self._receive)
+        self._watch_death(self._start.driver_pid, self._driver_gone)
+        signal.signal(signal.SIGTERM, lambda *_: self._loop.post(lambda: self._stop(GRACE_S, "SIGTERM")))
+        self._loop.call_later(TRIM_PERIOD_S, self._trim)
+        threading.Thread(target=self._take_questions, name="drust-control", daemon=True).start()
+        self._loop.run()
+
+    # -- the driver ------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        try:
+            received = self._channel.receive()
+        except BlockingIOError:
+            return
+        if received is None:
+            self._driver_gone()
+            return
+        match received[0]:
+            case messages.Endpoints(endpoints=endpoints):
+                self._join(endpoints)
+            case messages.Stop(grace_s=grace_s):
+                self._stop(grace_s, "asked to")
+            case messages.Start():
+                _logger.warning("a second Start was ignored")
+
+    def _join(self, endpoints: list[messages.Endpoint]) -> None:
+        for row in endpoints:
+            self._plane.set_endpoint(row.server, row.epoch, row.host, row.port)
+        self._control.endpoints = endpoints
+        self._send(messages.Joined())
+        if self._start.server == messages.HOME and self._hall is None:
+            self._hall = joining.Hall(self._loop, self._plane.memfd, self._guest_arrived)
+        if self._hall:
+            self._hall.open(
+                messages.Welcome(
+                    token=self._start.token, driver_pid=self._start.driver_pid, endpoints=endpoints
+                )
+            )
+        self._pool.fill()
+
+    def _send(self, message: messages.Message) -> None:
+        """Never waits: what the driver does not take now is kept in order, and workers wait."""
+        self._outbox.append(message)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._outbox:
+            try:
+                alive = self._channel.send(self._outbox[0])
+            except BlockingIOError:
+                break
+            if not alive:
+                self._driver_gone()
+                return
+            self._outbox.popleft()
+        waiting = bool(self._outbox)
+        self._pool.pause_output(waiting)
+        if not self._is_driver_gone:
+            self._loop.watch(self._channel.fileno(), self._receive, self._flush if waiting else None)
+
+    def _driver_gone(self) -> None:
+        self._is_driver_gone = True
+        self._outbox.clear()
+        self._loop.unwatch(self._channel.fileno())
+        self._stop(GRACE_S, "the driver has ended")
+
+    # -- other processes -------------------------------------------------------------------------------------
+
+    def _watch_death(self, pid: int, died: Callable[[], None]) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            died()
+            return
+
+        def ended() -> None:
+            self._loop.unwatch(pidfd)
+            os.close(pidfd)
+            died()
+
+        self._loop.watch(pidfd, ended)
+
+    def _guest_arrived(self, pid: int) -> None:
+        """A process that is not our child may attach now: what it holds is given back when it ends."""
+        self._watch_death(pid, lambda: self._pool.reap(pid, lambda _: None))
+
+    def _take_questions(self) -> None:
+        while not self._closing.is_set():
+            question = self._plane.take_control(_TAKE_TIMEOUT_MS)
+            if question is not None:
+                self._loop.post(functools.partial(self._reply, *question))
+
+    def _reply(self, number: int, body: bytes) -> None:
+        if not self._closing.is_set():
+            self._plane.reply_control(number, self._control.answer(body))
+
+    # -- memory ----------------------------------------------------------------------------------------------
+
+    def _trim(self) -> None:
+        """While the heap is at rest, half of its warm memory goes back to the system at each look."""
+        usage = self._plane.usage()
+        warm, claimed = usage["warm_bytes"], usage["claimed_bytes"]
+        if warm and claimed == self._claimed_bytes:
+            self._plane.trim(warm // 2 if warm > _TRIM_TO_NOTHING_BYTES else 0)
+        self._claimed_bytes = claimed
+        self._loop.call_later(TRIM_PERIOD_S, self._trim)
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _shut_down_soon(self) -> None:
+        self._loop.call_later(_REPLY_LEAVES_S, lambda: self._stop(GRACE_S, "Shutdown"))
+
+    def _stop(self, grace_s: float, reason: str) -> None:
+        if self._closing.is_set():
+            return
+        _logger.debug("server %d ends: %s", self._start.server, reason)
+        self._closing.set()
+        faulthandler.dump_traceback_later(grace_s + _STUCK_AFTER_S, exit=True)  # needs no GIL
+        if self._hall:
+            self._hall.close()
+        left = {"workers", "plane"}
+
+        def gone(part: str) -> None:
+            left.discard(part)
+            if not left:  # what the workers printed last may still be on its way
+                self._loop.call_later(_OUTPUT_LEAVES_S if self._outbox else 0.0, self._loop.stop)
+
+        def close_plane() -> None:
+            self._plane.close()  # ends every wait in the partition: idle workers leave by themselves
+            self._loop.post(lambda: gone("plane"))
+
+        threading.Thread(target=close_plane, name="drust-close", daemon=True).start()
+        self._pool.stop(grace_s, lambda: gone("workers"))
