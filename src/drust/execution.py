@@ -1,0 +1,136 @@
+"""The worker's side of a task: take it from the queue, open what was lent, run it, send the completion home.
+
+One thread runs tasks at a time (the GIL allows no more); when a task blocks in drust, another thread takes
+over until the first goes on. A thread that finds another one taking tasks already, ends.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from drust import _core, blocking, calls, codecs, handles, runtime, shipping
+from drust.errors import ClosedError
+from drust.runtime import Pointer
+
+_TAKE_MS = 60_000
+_DONE = 1
+TASKS_RUN = _core.COUNTER_NAMES.index("tasks_run")
+
+
+class _Pool:
+    """The worker's threads."""
+
+    def __init__(self, here: _core.Runtime) -> None:
+        self._here = here
+        self._lock = threading.Lock()
+        self._takers = 0  # threads that wait for a task, or run one and are not blocked; protected by _lock
+        self._closed = threading.Event()
+
+    @contextmanager
+    def section(self) -> Iterator[None]:
+        """A task blocks: one more thread may take tasks until it goes on."""
+        with self._lock:
+            self._takers -= 1
+            need = self._takers == 0
+        if need:
+            threading.Thread(target=self.run, name="drust-tasks", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._takers += 1
+
+    def run(self) -> None:
+        """Takes and runs tasks until the server closes, or until another thread does that already."""
+        with self._lock:
+            self._takers += 1
+        try:
+            while not self._leave_if_surplus():
+                entry = self._here.take_task(_TAKE_MS)
+                if entry is not None:
+                    run_task(self._here, entry)
+        except ClosedError:
+            self._closed.set()
+
+    def _leave_if_surplus(self) -> bool:
+        """Whether another thread takes tasks; then this one counts no longer: decided in one step."""
+        with self._lock:
+            if self._takers > 1:
+                self._takers -= 1
+                return True
+            return False
+
+    def wait_closed(self) -> None:
+        """Returns when the server closes."""
+        self._closed.wait()
+
+
+def work() -> None:
+    """Runs tasks until this worker's server closes."""
+    here = runtime.current()
+    pool = _Pool(here)
+    blocking.register(pool)
+    pool.run()
+    if not here.closed:
+        pool.wait_closed()
+
+
+def run_task(here: _core.Runtime, entry: _core.TaskEntry) -> None:
+    """Runs one task and completes its record, whatever the task does."""
+    record = entry.record
+    completion = _run(here, entry.task, remote=runtime.server_of(record) != here.server)
+    pointer = completion.pointer
+    completion.disown()
+    here.count(TASKS_RUN)
+    here.finish(entry)
+    here.complete(record, _DONE, pointer)
+
+
+def _run(here: _core.Runtime, task: Pointer, *, remote: bool) -> _core.Pin:
+    """Calls the function and writes what it left. New pointers of mutable lends come in the call's order."""
+    call = calls.open_call(here, task)
+    children = call.pin.children
+    parts = call.header.parts
+    mutable = [i for i, child in enumerate(children) if child[3] == calls.LENT_MUTABLE and parts[i] is None]
+    opened: list[tuple[int, handles.Lent]] = []
+
+    def load(child: int) -> object:
+        pointer, flags = children[child][:3], children[child][3]
+        if not flags:
+            box = handles.receive(pointer)
+            here.take_child(task, child)
+            return box
+        lent = calls.open_lent(here, pointer, flags == calls.LENT_MUTABLE, parts[child])
+        opened.append((child, lent))
+        return lent.value
+
+    error: BaseException | None = None
+    result: Any = None
+    args = kwargs = None
+    try:
+        function = shipping.resolve(call.header.function)
+        args, kwargs = codecs.pickling.PickleCodec().decode(call.pin, True, load)
+        result = function(*args, **kwargs)
+    except BaseException as failure:  # noqa: BLE001 - SystemExit too ends the task, not the worker
+        error = failure
+    outcome = calls.Outcome(result, error, len(mutable), remote=remote)
+    if error is not None:
+        _forget_arguments(error)
+    args = kwargs = result = error = None
+    ended: dict[int, Pointer] = {}
+    for child, lent in opened:
+        try:
+            lent.end()
+        except Exception as failure:  # noqa: BLE001 - a borrow that cannot end well fails the task
+            outcome.undo()
+            outcome = calls.Outcome(None, failure, len(mutable), remote=remote)
+        ended[child] = lent.pointer
+    return outcome.publish([ended.get(child, children[child][:3]) for child in mutable])
+
+
+def _forget_arguments(error: BaseException) -> None:
+    """Clears the frames of the task's traceback: they hold the arrays that were only lent."""
+    import traceback
+
+    traceback.clear_frames(error.__traceback__)

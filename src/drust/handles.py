@@ -1,0 +1,406 @@
+"""The slow paths behind Box, Ref and RefMut: what their C types ask when a value comes, goes or is refused.
+
+`native/bind` holds the state and decides every borrow; a borrow of a live value never comes here. What does:
+
+    adopt        Box(value): array data goes into the heap at once (aliases of it could not be seen), all else
+                 stays live
+    materialise  a value whose block is here is decoded in place; elsewhere, it is fetched to read and moved
+                 to write
+    publish      another process is about to see a live value: encode it, children first
+    conflict     a borrow was refused: the exception, with who holds the value
+
+Who frees the children of a parent: its block, while the block is what others know of it; each child's own
+handle, while the parent is a live object here that may let go of them.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from drust import _core, codecs, runtime, shipping
+from drust.codecs import arrays
+from drust.errors import (
+    AccessError,
+    BorrowError,
+    BorrowMutError,
+    BorrowTimeoutError,
+    ClosedError,
+    DrustError,
+    ForkedHandleError,
+    ImmutableValueError,
+    InternalError,
+    MovedError,
+    PickledBoxError,
+    PoisonError,
+    RevokedError,
+    StaleViewError,
+    StaleViewWarning,
+)
+from drust.runtime import Pointer
+
+NOTHING, FREE_TREE, FREE_SHALLOW = 0, 1, 2  # what a Pin's end does, as in native/bind/runtime.hpp
+
+Access: TypeAlias = Literal["owned", "shared", "mutable"]
+Region: TypeAlias = tuple[int, int, int, int]
+
+
+# -- values into the heap ----------------------------------------------------------------------------------
+
+
+def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
+    """A block with these parts: one copy of each buffer; children go with it."""
+    owned: list[_core.Pin] = []
+
+    def pointer_of(child: "_core.Box[Any]", flags: int) -> tuple[int, int, int, int]:
+        pin = child._publish()
+        owned.append(pin)
+        return (*pin.pointer, flags)
+
+    block = codecs.write(runtime.current(), encoded, pointer_of)
+    for pin in owned:
+        pin.set_release(NOTHING)  # they are the new block's now
+    return block
+
+
+def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
+    if type(value) is np.ndarray:
+        parts = arrays.encode_array(value)
+        if parts is not None:
+            pin = codecs.write(runtime.current(), codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]))
+            runtime.count("blocks_copied")
+            runtime.count("bytes_copied", value.nbytes)
+            return codecs.decode(pin), pin, True
+    return value, None, False
+
+
+def _publish(box: "_core.Box[Any]") -> _core.Pin:
+    encoded = codecs.encode(box._value)
+    for child, _ in encoded.children:
+        child._set_parent(box)
+    return write_encoded(encoded)
+
+
+def empty(
+    shape: int | Sequence[int], dtype: npt.DTypeLike = float, *, order: Literal["C", "F"] = "C"
+) -> "_core.Box[npt.NDArray[Any]]":
+    """A Box of an array made in the heap, its contents undefined: no copy. As `numpy.empty`.
+
+    Raises:
+        OutOfMemoryError: the heap has no room.
+        TypeError: the dtype holds Python objects.
+    """
+    described = np.dtype(dtype)
+    extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+    meta = arrays.pack_layout(extents, described, order)
+    if meta is None:
+        raise TypeError(f"an array of {described} holds Python objects: use Box(numpy.empty(...))")
+    nbytes = described.itemsize
+    for extent in extents:
+        if extent < 0:
+            raise ValueError(f"negative dimensions are not allowed: {extents}")
+        nbytes *= extent
+    pin = runtime.current().allocate(codecs.NDARRAY, meta, [nbytes], []).publish()
+    return _core.Box._from_pin(pin, "owned", np.ndarray)
+
+
+def full(
+    shape: int | Sequence[int],
+    fill_value: object,
+    dtype: npt.DTypeLike | None = None,
+    *,
+    order: Literal["C", "F"] = "C",
+) -> "_core.Box[npt.NDArray[Any]]":
+    """As `empty`, filled with one value. As `numpy.full`."""
+    box = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order=order)
+    with box.borrow_mut() as array:
+        array.fill(fill_value)
+    return box
+
+
+def zeros(
+    shape: int | Sequence[int], dtype: npt.DTypeLike = float, *, order: Literal["C", "F"] = "C"
+) -> "_core.Box[npt.NDArray[Any]]":
+    """As `empty`, filled with zeros. As `numpy.zeros`."""
+    return full(shape, 0, dtype, order=order)
+
+
+# -- values out of the heap --------------------------------------------------------------------------------
+
+
+class _PrivateBytes:
+    """A block as a codec sees it that is to be changed as a Python object: its buffers are copies.
+
+    Else a borrower would change arrays inside a dict in the very block that is its lender's pre-image.
+    """
+
+    writable = True
+
+    def __init__(self, pin: _core.Pin) -> None:
+        self._pin = pin
+        self.codec = pin.codec
+        self.meta = pin.meta
+        self.children = pin.children
+        self.buffer_count = pin.buffer_count
+
+    def buffer(self, index: int, /) -> bytearray:
+        """A copy of buffer `index`."""
+        return bytearray(self._pin.buffer(index))
+
+
+def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
+    pin = box._pin
+    if pin is None:
+        raise InternalError(detail="A value is to be decoded that has no block.")
+    source = pin
+    here = runtime.current()
+    if pin.local is None:
+        source = here.take(pin.pointer) if writable else here.fetch(pin.pointer)
+    if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
+        view = source.as_writable() if writable else source
+        box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)
+        runtime.count("decodes")
+        return
+    owns_children = pin.on_release == FREE_TREE
+
+    def child(index: int) -> "_core.Box[Any]":
+        return hold(source.children[index][:3], "owned", owns_children and writable, box)
+
+    block = _PrivateBytes(source) if writable else source
+    value = codecs.decode(block, writable, child)
+    box._install(value, source, False, writable)
+    if owns_children and writable and source.children:
+        source.set_release(FREE_SHALLOW)
+
+
+def hold(
+    pointer: Pointer, access: Access, owns: bool = True, parent: "_core.Box[Any] | None" = None
+) -> "_core.Box[Any]":
+    """A handle for a value that came from elsewhere, wherever it lies. No message."""
+    here = runtime.current()
+    release = FREE_TREE if owns else NOTHING
+    if runtime.server_of(pointer) == here.server:
+        pin = here.open(pointer, False, release)
+        label = np.ndarray if pin.codec == codecs.NDARRAY else codecs.codec_name(pin.codec)
+    else:
+        pin = _core.Pin.hold(pointer, release)
+        label = "remote value"
+    return _core.Box._from_pin(pin, access, label, parent)
+
+
+def receive(pointer: Pointer) -> "_core.Box[Any]":
+    """The Box of a value that was moved to this process. No message: the value stays where it is."""
+    return hold(pointer, "owned")
+
+
+def take_value(pointer: Pointer) -> Any:
+    """The value of a block that was made for this process alone: 1 read and a free if it is elsewhere."""
+    here = runtime.current()
+    if runtime.server_of(pointer) == here.server:
+        pin = here.open(pointer, False, FREE_TREE)
+    else:
+        pin = here.take(pointer)
+        here.free(pointer, shallow=True)
+    return codecs.decode(pin.as_writable(), True, lambda index: receive(pin.children[index][:3]))
+
+
+# -- what a task was lent ----------------------------------------------------------------------------------
+
+
+class Lent:
+    """A value that this worker's task borrows: `value` for the function, `end()` when it has returned."""
+
+    def __init__(self, pointer: Pointer, mutable: bool) -> None:
+        self.pointer = pointer
+        self._box = hold(pointer, "mutable" if mutable else "shared", owns=False)
+        self._mutable = mutable
+        self._guard = self._box.borrow_mut() if mutable else self._box.borrow()
+        self.value: Any = self._guard.__enter__()
+
+    def end(self) -> Pointer | None:
+        """Ends the borrow; the value's new pointer if it was lent mutably."""
+        self.value = None
+        self._guard.__exit__(None, None, None)
+        if not self._mutable:
+            return None
+        pin, _ = self._box._give_back()
+        pin.disown()
+        self.pointer = pin.pointer
+        return self.pointer
+
+
+class LentPart(Lent):
+    """A part of a split array on this server: written in place."""
+
+    def __init__(self, pointer: Pointer, start: int, stop: int, axis: int) -> None:
+        self.pointer = pointer
+        self._pin = runtime.current().open(pointer, True, NOTHING)
+        whole = codecs.decode(self._pin, True)
+        self.value = whole[(slice(None),) * axis + (slice(start, stop),)]
+
+    def end(self) -> None:
+        """Raises StaleViewError if a view of the part is still alive: it could write into it later."""
+        self.value = None
+        if self._pin.references:
+            raise StaleViewError(object="a part of a split array", location="the task it was lent to")
+
+
+class TravellingPart(Lent):
+    """A part of a split array on another server: comes here with one request, goes back with another."""
+
+    def __init__(self, pointer: Pointer, region: Region, layout: bytes) -> None:
+        self.pointer = pointer
+        self._region = region
+        shape, dtype, order = arrays.unpack_layout(layout)
+        self._bytes = bytearray(region[1] * region[2])
+        runtime.current().read_region(pointer, region, self._bytes)
+        self.value = np.ndarray(shape, dtype, buffer=self._bytes, order="F" if order == "F" else "C")
+
+    def end(self) -> None:
+        """Writes the part back: 1 round trip."""
+        self.value = None
+        runtime.current().write_region(self.pointer, self._region, self._bytes)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------
+
+
+def _absorb(box: "_core.Box[Any]") -> None:
+    for lend in box._state()["lends"]:
+        lend.poll()
+
+
+def _wait(box: "_core.Box[Any]", writable: bool, timeout_s: float) -> None:
+    lends = box._state()["lends"]
+    if lends:
+        lends[0].poll(min(int(timeout_s * 1000) + 1, 100))
+    else:
+        _core.Box._wait_end(box, timeout_s)
+
+
+def _holder(fields: dict[str, Any], box: "_core.Box[Any] | None") -> dict[str, Any]:
+    lends = box._state()["lends"] if box is not None else ()
+    if lends:
+        return {"holder": ", ".join(dict.fromkeys(map(str, lends)))}
+    if "file" in fields:
+        return {
+            "holder": f"thread {fields['thread']} of process {fields['process']}",
+            "location": f"{fields['file']}:{fields['line']}",
+            "age_s": fields["age_s"],
+            "mode": "mutably" if fields["mode"] == "mutable" else "shared",
+        }
+    return {}
+
+
+def _conflict(box: "_core.Box[Any] | None", kind: str, message: str, **fields: Any) -> DrustError:
+    """The exception for a refusal of native/bind: `kind` as in native/bind/conflict.cpp."""
+    name = fields.get("box_label", "this Box")
+    if "waited_s" in fields and kind in ("borrow", "borrow_mut"):
+        held = _holder(fields, box)
+        return BorrowTimeoutError(
+            object=name,
+            timeout_s=fields["waited_s"],
+            holder=held.get("holder", ""),
+            location=held.get("location", ""),
+        )
+    match kind:
+        case "moved":
+            how, _, place = message.rpartition(" at ")
+            return MovedError(object=name, into="into_inner()" if "into_inner" in how else "", location=place)
+        case "borrow":
+            return BorrowError(object=name, **_holder(fields, box))
+        case "borrow_mut":
+            return BorrowMutError(object=name, **_holder(fields, box))
+        case (
+            "read_only"
+            | "not_owner"
+            | "parent_not_borrowed"
+            | "child_borrowed"
+            | "entered_twice"
+            | "too_many"
+        ):
+            return AccessError(object=name, reason=message.partition(": ")[2])
+        case "poisoned":
+            return PoisonError(object=name, detail=f"{message}.")
+        case "immutable":
+            return ImmutableValueError(object=name, detail=f"{message}.")
+        case "pickled" | "copied":
+            return PickledBoxError(object=name, detail=f"{message}.")
+        case "forked":
+            return ForkedHandleError(object=name)
+        case "closed":
+            return ClosedError(detail=f"{message}.")
+        case "revoked":
+            place = message.rpartition(" ended at ")[2].partition(";")[0]
+            return RevokedError(location=place)
+        case _:
+            return InternalError(detail=f"{kind}: {message}.")
+
+
+def _survivors(box: "_core.Box[Any]", mode: str, locations: list[str]) -> DrustError | None:
+    where = ", ".join(locations)
+    name = box._state()["label"]
+    if runtime.config().strict:
+        return StaleViewError(object=name, location=where)
+    text = (
+        f"a view of {name} outlived its borrow, which ended at {where}; it keeps the version it saw, so"
+        f" {name} is copied to a new block. Delete the view before the block ends, or take a .copy() of it."
+    )
+    warnings.warn(text, StaleViewWarning, stacklevel=2)
+    return None
+
+
+class _PrivateParts:
+    """The parts of an encoded value in memory of this process: what a clone is decoded from."""
+
+    writable = True
+
+    def __init__(self, encoded: codecs.Encoded) -> None:
+        self.codec = encoded.codec
+        self.meta = encoded.meta
+        self.children = [(0, 0, 0, flags) for _, flags in encoded.children]
+        self.buffer_count = len(encoded.buffers)
+        self._buffers = [bytearray(codecs.base.part_bytes(part)) for part in encoded.buffers]
+        for index, part in enumerate(encoded.buffers):
+            codecs.base.fill(self, index, part)
+
+    def buffer(self, index: int, /) -> bytearray:
+        """The memory of buffer `index`."""
+        return self._buffers[index]
+
+    def copy_in(self, index: int, data: Any, /) -> None:
+        """Fills it with contiguous bytes."""
+        memoryview(self._buffers[index])[:] = memoryview(data).cast("B")
+
+    def publish(self) -> None:
+        """Nobody else is to see it."""
+
+
+def _clone(box: "_core.Box[Any]") -> object:
+    """A copy of a live value as its codec makes it, the Boxes inside cloned: one encoding, no message."""
+    encoded = codecs.encode(box._value)
+    clones = [child.clone() for child, _ in encoded.children]
+    return codecs.decode(_PrivateParts(encoded), True, clones.__getitem__)
+
+
+def _count(kind: str, nbytes: int) -> None:
+    runtime.count(kind)
+    if nbytes:
+        runtime.count("bytes_encoded", nbytes)
+
+
+_core.set_hooks(
+    adopt=_adopt,
+    materialise=_materialise,
+    publish=_publish,
+    clone=_clone,
+    absorb=_absorb,
+    wait=_wait,
+    conflict=_conflict,
+    survivors=_survivors,
+)
+codecs.register_handle(_core.Box)
+codecs.set_importable(shipping.is_importable)
+codecs.observe(_count)
