@@ -1,0 +1,35 @@
+"""The command line of the benchmarks: `drust bench micro`, also as `python -m drust.bench micro`."""
+
+import click
+from rich.console import Console
+
+from drust.bench import micro as runner
+from drust.bench import report
+
+
+@click.group(name="bench", invoke_without_command=True)
+@click.pass_context
+def bench(context: click.Context) -> None:
+    """Benchmarks. Without a further word: micro."""
+    if context.invoked_subcommand is None:
+        context.invoke(micro)
+
+
+@bench.command(name="micro")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: below 20 s instead of 3 min.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(runner.GROUPS)), help="Only these rows; may be repeated."
+)
+def micro(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()) -> None:
+    """What each operation costs, as a ratio against its physical limit measured in the same run.
+
+    The exit status is 0 whether or not the aims are met: a benchmark is no test.
+    """
+    errors = Console(stderr=True)
+    with errors.status("starting two servers") as status:
+        result = runner.run(quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}"))
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        report.show(result, report.console_for())
