@@ -1,0 +1,98 @@
+"""Clusters for the tests that need one, kept while the next test asks for the same: one costs 0.5 s."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import drust
+from drust import Session
+
+_SHAPES = {"one_server": (1, 2), "two_servers": (2, 1)}  # fixture: servers, workers of each
+_running: dict[str, Session] = {}
+
+
+def _only(wanted: str | None) -> Session | None:
+    """Ends a running cluster of another shape; starts one of this shape if there is none."""
+    for shape, session in list(_running.items()):
+        if shape != wanted:
+            del _running[shape]
+            session.close()
+    if wanted is None:
+        return None
+    if wanted not in _running:
+        servers, workers = _SHAPES[wanted]
+        _running[wanted] = drust.init(servers=servers, workers=workers, heap_bytes="1GiB")
+    return _running[wanted]
+
+
+@pytest.fixture(autouse=True)
+def _cluster(request: pytest.FixtureRequest) -> None:
+    """A test that names no cluster finds none running, and may start its own."""
+    shapes = [name for name in _SHAPES if name in request.fixturenames]
+    if not shapes and _running:
+        _only(None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _last_cluster() -> Iterator[None]:
+    """Ends the last one."""
+    yield
+    _only(None)
+
+
+@pytest.fixture
+def one_server(_cluster: None) -> Session:
+    """One server with two workers."""
+    session = _only("one_server")
+    assert session is not None
+    return session
+
+
+@pytest.fixture
+def two_servers(_cluster: None) -> Session:
+    """Two servers with a worker each: bytes between them cross TCP."""
+    session = _only("two_servers")
+    assert session is not None
+    return session
+
+
+KINDS = ("read_requests", "write_requests", "free_messages", "submit_messages", "complete_messages")
+
+
+class Counters:
+    """Differences of what all servers count, so that a test can say "no message"."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._before = self.total()
+        for _ in range(100):  # a worker counts a message when its reply has come
+            again = self.total()
+            settled = all(again[kind] == self._before[kind] for kind in KINDS)
+            self._before = again
+            if settled:
+                break
+
+    def total(self) -> dict[str, int]:
+        """Sums over all servers, pending frees sent first, without control messages: asking is one."""
+        drust.runtime.current().flush()
+        sums: dict[str, int] = {}
+        for server in range(self._session.servers):
+            for name, value in self._session.status(server).counters.items():
+                sums[name] = sums.get(name, 0) + value
+        return sums
+
+    def since(self) -> dict[str, int]:
+        """What has been counted since this was made."""
+        after = self.total()
+        return {name: after[name] - self._before[name] for name in after}
+
+    def messages(self) -> int:
+        """Messages of the data plane since this was made."""
+        since = self.since()
+        return sum(since[kind] for kind in KINDS)
+
+
+@pytest.fixture
+def counting():
+    """Makes a Counters for a session."""
+    return Counters
