@@ -66,8 +66,10 @@ pip := $(BIN)/python -m pip --disable-pip-version-check --quiet
 install_drust = CXX="$(CXX)" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(pip) install --no-build-isolation \
     --config-settings=build-dir=build/skbuild
 
+# setuptools and wheel are for dependencies that PyPI has as sources only: the venv's own setuptools is too old for them.
 $(STAMPS)/build-tools: pyproject.toml | $(BIN)/python
-	$(pip) install 'scikit-build-core>=0.10' 'nanobind>=2.4' 'numpy>=2.0' 'cmake>=3.25' 'ninja>=1.11'
+	$(pip) install 'scikit-build-core>=0.10' 'nanobind>=2.4' 'numpy>=2.0' 'cmake>=3.25' 'ninja>=1.11' \
+	    'setuptools>=70.1' wheel
 	@touch $@
 
 # The first install of an extra brings its dependencies; a changed source afterwards touches drust alone.
