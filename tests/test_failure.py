@@ -13,7 +13,7 @@ import pytest
 
 import drust
 from drust import Box, ServerLostError, WorkerLostError
-from drust.errors import PoisonError
+from drust.errors import PoisonedError
 
 
 def die(value: object = None) -> None:
@@ -72,7 +72,7 @@ def test_a_large_array_that_a_dead_worker_wrote_in_place_is_poisoned_until_it_is
     box = Box(np.zeros(1_000_000))
     with pytest.raises(WorkerLostError):
         drust.spawn(fill_and_die, box.borrow_mut(), server=0).join(timeout=20)
-    with pytest.raises(PoisonError, match="replace"), box.borrow():
+    with pytest.raises(PoisonedError, match="replace"), box.borrow():
         pass
     box.replace(np.ones(3))
     with box.borrow() as a:
@@ -85,7 +85,7 @@ def test_a_part_that_a_dead_worker_wrote_poisons_the_array(two_servers):
         for part, function in zip(box.split_mut(2), (fill_and_die, np.ndarray.sort), strict=True):
             s.spawn(function, part)
     assert [type(error) for error in caught.value.exceptions] == [WorkerLostError]
-    with pytest.raises(PoisonError), box.borrow():
+    with pytest.raises(PoisonedError), box.borrow():
         pass
 
 

@@ -24,6 +24,7 @@ PYTHON_ROWS = (
     ("runtime",),
     ("blocking", "shipping"),
     ("handles", "engines", "server"),
+    ("lends",),
     ("calls", "execution", "session", "tasks", "placement", "sync"),
     ("collections",),
     ("apps",),

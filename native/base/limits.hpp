@@ -38,7 +38,12 @@ inline constexpr std::uint32_t kCopyProbesMax = 64;
 // Tasks.
 inline constexpr std::uint64_t kPreImageBytesMax = 1ULL << 20;  // larger values are written in place, without undo
 inline constexpr std::uint32_t kQueueEntries = 1U << 14;
+inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
+
+// Reaping.
+inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
+inline constexpr std::uint32_t kTargetLookMs = 1000;  // how often the server of an orphaned task is asked whether it lives
 
 // The wire.
 inline constexpr std::uint16_t kProtocolVersion = 1;

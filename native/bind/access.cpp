@@ -99,7 +99,7 @@ PyObject* escape_locations(const BoxObject* box) {
 
 // The object to a new block of this partition; the old one stays with the views that hold its Pin.
 bool move_to_new_block(BoxObject* box, protocol::Actions actions) {
-  PyObject* copy = duplicate_pin(pin_of(box));
+  PyObject* copy = duplicate_pin(pin_of(box), find_lease(box) != nullptr);
   if (copy == nullptr) return false;
   if (box->kind == Kind::array) {
     PyObject* like = box->read.parent != nullptr ? box->read.parent : box->write.parent;
@@ -324,9 +324,13 @@ void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions) {
       pin->on_release = OnRelease::nothing;  // the lender frees it
     }
   }
-  if ((actions & protocol::kQueueFree) == 0 || hooks().queue_free == nullptr) return;
+  const bool is_tree = (actions & protocol::kFreeTree) != 0;
+  const bool is_pre_image = (actions & protocol::kQueueFree) != 0;
+  if (hooks().queue_free == nullptr || !(is_pre_image || (is_tree && find_lease(box) != nullptr))) return;
   const ErrorKept kept;
-  const Owned result(PyObject_CallFunctionObjArgs(hooks().queue_free, as_object(box), old_pin, nullptr));
+  const Owned result(PyObject_CallFunctionObjArgs(hooks().queue_free, as_object(box), old_pin,
+                                                  is_tree ? Py_True : Py_False, is_pre_image ? Py_True : Py_False,
+                                                  nullptr));
   if (!result) PyErr_WriteUnraisable(as_object(box));
 }
 

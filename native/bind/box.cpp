@@ -128,6 +128,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
   BoxObject* box = as_box(self);
   Py_VISIT(box->value);
   Py_VISIT(box->lends);
+  Py_VISIT(box->lease);
   Py_VISIT(box->label);
   Py_VISIT(box->read.parent);
   Py_VISIT(box->write.parent);
@@ -138,6 +139,7 @@ int traverse(PyObject* self, visitproc visit, void* arg) {
 int clear(PyObject* self) {
   BoxObject* box = as_box(self);
   Py_CLEAR(box->lends);
+  Py_CLEAR(box->lease);
   if (box->kind == Kind::live) {
     box->kind = Kind::gone;
     box->state.phase = protocol::Phase::Dropped;
@@ -156,6 +158,8 @@ void dealloc(PyObject* self) {
   leave_parent(box);
   forget_value(box);
   Py_CLEAR(box->lends);
+  Py_CLEAR(box->lease);
+  Py_CLEAR(box->poison);
   Py_CLEAR(box->label);
   Py_CLEAR(box->moved_to);
   box->created.clear();

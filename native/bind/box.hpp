@@ -38,7 +38,7 @@ struct BoxObject {
   bool is_immutable;   // an int, a str, a tuple ...: borrow_mut would lose what `n += 1` does
   bool is_lent;        // a lend is out: the Box holds a reference to itself until it ends
   bool split_escaped;  // a part of the current split ended with survivors
-  bool keeps_undo;     // lent with undo=True: a copy of the value before is kept whatever its size
+  bool keeps_undo;     // lent here with undo=True: the value before is kept whatever its size
   bool counts_in_parent;  // one of the parent's children_borrowed
   std::uint32_t
       epoch;  // of the process that made it: a forked child has another, and finds its handles inert
@@ -52,6 +52,8 @@ struct BoxObject {
   GuardObject* guards;           // active borrows here, newest first
   std::vector<Escape>* escapes;  // views that outlived shared borrows; null while there are none
   PyObject* lends;               // list of Python objects that describe outstanding lends, or null
+  PyObject* lease;               // of what a task was lent: the Python object that stands for the task, or null
+  PyObject* poison;              // dict: which task left it half written, where and when; or null
   BoxObject* parent;             // not counted: the parent clears it when it dies
   BoxObject* first_child;
   BoxObject* next_child;  // siblings, doubly linked
@@ -81,6 +83,7 @@ struct GuardObject {
   std::int64_t began_ms;  // coarse monotonic clock
   double timeout_s;       // negative: refuse at once
   GuardPhase phase;
+  bool keeps_undo;  // of a lend: the borrower keeps the value before, whatever its size
   bool is_mutable;
   bool is_part;
   Part part;
@@ -134,6 +137,10 @@ void orphan_children(BoxObject* parent) noexcept;
 void raise_ceiling(BoxObject* child) noexcept;
 // After: once nobody borrows the child. May end borrows of the parent that waited for that.
 void lower_ceiling(BoxObject* child);
+// The child table of the parent's block does not own the child any more; the child's own handle does.
+void leave_parent_block(BoxObject* child) noexcept;
+// The task that this value, or one around it, was lent to; null in the owner's hands. Borrowed reference.
+[[nodiscard]] PyObject* find_lease(const BoxObject* box) noexcept;
 // True if the child is no longer in the parent's value: then it stands on its own from now on.
 [[nodiscard]] bool release_if_taken_out(BoxObject* child);
 
@@ -200,6 +207,7 @@ void unlink_guard(GuardObject* guard) noexcept;
 [[nodiscard]] PyObject* split_mut(BoxObject* box, Py_ssize_t parts, int axis);
 // A part is back: the last one ends the split.
 [[nodiscard]] bool end_part(GuardObject* guard, bool failed, bool survivors);
+void set_poison(BoxObject* box, PyObject* poison) noexcept;  // null: there is none any more
 [[nodiscard]] PyObject* part_region(GuardObject* guard);
 void prepare_guard_type(PyTypeObject& type) noexcept;
 [[nodiscard]] PyObject* enter_guard(PyObject* self, PyObject*);
@@ -213,8 +221,9 @@ PyObject* refuse_phase(GuardObject* guard);
 [[nodiscard]] PyObject* begin_lend(BoxObject* box, bool is_mutable, PyObject* lend, double timeout_s);
 enum class Outcome : std::uint8_t { committed, rolled_back, poisoned };
 // `pointer`: what the object is from now on, a pointer tuple or the Pin that owns it; None after a roll back.
-[[nodiscard]] bool end_lend(BoxObject* box, PyObject* lend, bool is_mutable, Outcome outcome,
-                            PyObject* pointer);
+// `poison`: a dict for the error of whoever uses a poisoned value, or null.
+[[nodiscard]] bool end_lend(BoxObject* box, PyObject* lend, bool is_mutable, Outcome outcome, PyObject* pointer,
+                            PyObject* poison);
 [[nodiscard]] bool to_outcome(PyObject* name, Outcome& outcome);
 // Who has it, for errors and for whoever waits: of a lend, or of one part that was lent.
 [[nodiscard]] bool note_lend(BoxObject* box, PyObject* lend);

@@ -15,20 +15,38 @@ extern PyGetSetDef box_getters[];  // private.cpp
 
 namespace {
 
-// borrow(timeout=None): the only argument that hot calls may have, parsed by hand.
-bool parse_timeout(PyObject* const* arguments, Py_ssize_t count, PyObject* names, double& timeout_s) {
-  timeout_s = -1;
+// The arguments of borrow(timeout=None) and borrow_mut(timeout=None, *, undo=False), parsed by hand: hot calls
+// have none.
+struct Wish {
+  double timeout_s = -1;
+  bool keeps_undo = false;
+};
+
+bool parse_wish(PyObject* const* arguments, Py_ssize_t count, PyObject* names, bool may_undo, Wish& wish) {
   const Py_ssize_t named = names == nullptr ? 0 : PyTuple_GET_SIZE(names);
   if (count + named == 0) return true;
-  if (count + named > 1 ||
-      (named == 1 && PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "timeout") != 0)) {
-    PyErr_SetString(PyExc_TypeError, "expected at most one argument: timeout");
+  PyObject* timeout = count == 1 ? arguments[0] : nullptr;
+  bool is_fine = count <= 1;
+  for (Py_ssize_t i = 0; is_fine && i < named; ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    if (timeout == nullptr && PyUnicode_CompareWithASCIIString(name, "timeout") == 0) {
+      timeout = arguments[count + i];
+    } else if (may_undo && PyUnicode_CompareWithASCIIString(name, "undo") == 0) {
+      const int truth = PyObject_IsTrue(arguments[count + i]);
+      if (truth < 0) return false;
+      wish.keeps_undo = truth != 0;
+    } else {
+      is_fine = false;
+    }
+  }
+  if (!is_fine) {
+    PyErr_SetString(PyExc_TypeError, may_undo ? "expected at most timeout and undo=" : "expected at most one argument: timeout");
     return false;
   }
-  if (arguments[0] == Py_None) return true;
-  timeout_s = PyFloat_AsDouble(arguments[0]);
-  if (timeout_s == -1.0 && PyErr_Occurred() != nullptr) return false;
-  if (!(timeout_s >= 0)) {
+  if (timeout == nullptr || timeout == Py_None) return true;
+  wish.timeout_s = PyFloat_AsDouble(timeout);
+  if (wish.timeout_s == -1.0 && PyErr_Occurred() != nullptr) return false;
+  if (!(wish.timeout_s >= 0)) {
     PyErr_SetString(PyExc_ValueError, "timeout is a number of seconds, not negative, or None");
     return false;
   }
@@ -36,15 +54,28 @@ bool parse_timeout(PyObject* const* arguments, Py_ssize_t count, PyObject* names
 }
 
 PyObject* borrow(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  double timeout_s = -1;
-  if (!parse_timeout(arguments, count, names, timeout_s)) return nullptr;
-  return make_guard(as_box(self), false, timeout_s);
+  Wish wish;
+  if (!parse_wish(arguments, count, names, false, wish)) return nullptr;
+  return make_guard(as_box(self), false, wish.timeout_s);
 }
 
 PyObject* borrow_mut(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  double timeout_s = -1;
-  if (!parse_timeout(arguments, count, names, timeout_s)) return nullptr;
-  return make_guard(as_box(self), true, timeout_s);
+  Wish wish;
+  if (!parse_wish(arguments, count, names, true, wish)) return nullptr;
+  PyObject* guard = make_guard(as_box(self), true, wish.timeout_s);
+  if (guard != nullptr) as_guard(guard)->keeps_undo = wish.keeps_undo;
+  return guard;
+}
+
+// What a lost task left is accepted as it is.
+PyObject* recover(PyObject* self, PyObject*) {
+  BoxObject* box = as_box(self);
+  const protocol::Step step = protocol::apply(box->state, {protocol::EventKind::ClearPoison});
+  if (step.ok()) {
+    box->state = step.state;
+    set_poison(box, nullptr);
+  }
+  return make_guard(box, true, -1);
 }
 
 PyObject* clone(PyObject* self, PyObject*) { return clone_box(as_box(self)); }
@@ -90,8 +121,12 @@ PyMethodDef public_methods[] = {
     {"borrow", as_method(borrow), METH_FASTCALL | METH_KEYWORDS,
      "borrow(timeout=None) -> Ref\n\nA shared borrow, from the start of its `with` block to its end."},
     {"borrow_mut", as_method(borrow_mut), METH_FASTCALL | METH_KEYWORDS,
-     "borrow_mut(timeout=None) -> RefMut\n\nAn exclusive borrow, from the start of its `with` block to its "
-     "end."},
+     "borrow_mut(timeout=None, *, undo=False) -> RefMut\n\nAn exclusive borrow, from the start of its `with` "
+     "block to its end, or lent to a task. With `undo`, a task that is lost leaves the value as it was whatever its "
+     "size (without, up to 1 MiB), for one copy of it."},
+    {"recover", recover, METH_NOARGS,
+     "recover() -> RefMut\n\nAccepts what a lost task left of a poisoned value: the poison is cleared, and the "
+     "mutable borrow that is returned shows what is there."},
     {"clone", clone, METH_NOARGS, "A second Box with a copy of the value."},
     {"into_inner", take, METH_NOARGS, "The value itself; the Box is used up."},
     {"replace", replace, METH_O, "replace(value): give it another value; the old one is dropped."},

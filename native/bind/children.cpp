@@ -121,6 +121,29 @@ void orphan_children(BoxObject* parent) noexcept {
   while (parent->first_child != nullptr) leave_parent(parent->first_child);
 }
 
+void leave_parent_block(BoxObject* child) noexcept {
+  const BoxObject* parent = child->parent;
+  if (parent == nullptr || parent->pin == nullptr || child->pin == nullptr) return;
+  const PinObject* around = pin_of(parent);
+  if (!is_mapped(around) || around->writable_bytes == nullptr) return;
+  PinObject* pin = pin_of(child);
+  for (heap::ChildPointer& entry : heap::Block(around->writable_bytes).children()) {
+    if (entry.address != pin->pointer.address.raw() || (entry.flags & heap::ChildPointer::kBorrowed) != 0) continue;
+    entry.flags |= heap::ChildPointer::kShared;
+    Runtime* runtime = current_runtime();
+    if (runtime == nullptr || pin->readable == nullptr) continue;
+    static_cast<void>(runtime->heap->set_owner(
+        pin->pointer, heap::owner_word(heap::OwnerKind::process, runtime->process)));
+  }
+}
+
+PyObject* find_lease(const BoxObject* box) noexcept {
+  for (; box != nullptr; box = box->parent) {
+    if (box->lease != nullptr) return box->lease;
+  }
+  return nullptr;
+}
+
 bool adopt_children(BoxObject* box) {
   // The collector does not track what cannot hold a Box.
   if (PyObject_IS_GC(box->value) == 0 || PyObject_GC_IsTracked(box->value) == 0) return true;
@@ -148,6 +171,7 @@ bool release_if_taken_out(BoxObject* child) {
     return false;
   }
   if (std::find(found.begin(), found.end(), as_object(child)) != found.end()) return false;
+  leave_parent_block(child);
   leave_parent(child);
   return true;
 }

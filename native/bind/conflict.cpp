@@ -131,7 +131,8 @@ PyObject* reason(BoxObject* box, Verdict verdict) {
       return PyUnicode_FromString("a Box inside it is borrowed; the borrow ends when that one does");
     case Verdict::Poisoned:
       return PyUnicode_FromString(
-          "a writer died in the middle of changing it; replace() gives it a value again");
+          "a task was lost in the middle of changing it; recover() accepts what is there, replace() gives it a "
+          "value again");
     case Verdict::TooMany: return PyUnicode_FromString("it is borrowed too many times");
     default: return PyUnicode_FromString("it is not borrowed (a bug in drust)");
   }
@@ -143,6 +144,7 @@ PyObject* fields_for(BoxObject* box, double waited_s) {
   if (!fields) return nullptr;
   const Owned name(label_of(box));
   if (!name || PyDict_SetItemString(fields.get(), "box_label", name.get()) != 0) return nullptr;
+  if (box->poison != nullptr && PyDict_SetItemString(fields.get(), "poison", box->poison) != 0) return nullptr;
   if (waited_s >= 0) {
     const Owned waited(PyFloat_FromDouble(waited_s));
     if (!waited || PyDict_SetItemString(fields.get(), "waited_s", waited.get()) != 0) return nullptr;

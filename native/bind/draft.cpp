@@ -59,12 +59,20 @@ class Draft {
     target.children()[index] = to_child(child);
   }
 
-  // Boxes inside the value belong to this block from now on, not to the process that made them.
+  // Boxes inside the value belong to this block from now on, not to the process that made them. Those of a
+  // pre-image stay its own, and this is a borrower's version of it.
   void adopt_children() const {
+    bool is_version = false;
     for (const heap::ChildPointer& child : block().children()) {
-      if ((child.flags & heap::ChildPointer::kBorrowed) != 0) continue;
-      runtime_->heap->set_owner(child.pointer(), heap::owner_word(heap::OwnerKind::parent, {}));
+      if ((child.flags & heap::ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
+      if ((child.flags & heap::ChildPointer::kKept) != 0) {
+        is_version = true;
+      } else {
+        runtime_->heap->set_owner(child.pointer(), heap::parent_word(address_));
+      }
     }
+    if (!is_version) return;
+    block().header().owner.store(heap::owner_word(heap::OwnerKind::borrower, runtime_->process));
   }
 
   nb::object publish() {

@@ -21,14 +21,11 @@ PyObject* place_text(const char* verb) {
   return place ? PyUnicode_FromFormat("%s at %U", verb, place.get()) : nullptr;
 }
 
-// The child is about to leave its parent's block.
-bool detach(BoxObject* box, protocol::Actions actions) {
-  if ((actions & protocol::kDetachFromParent) == 0 || box->pin == nullptr || hooks().detach == nullptr)
-    return true;
-  const Owned result(PyObject_CallOneArg(hooks().detach, as_object(box)));
-  if (!result) return false;
+// The child is about to leave its parent's block: from now on its own handle frees it.
+void detach(BoxObject* box, protocol::Actions actions) noexcept {
+  if ((actions & protocol::kDetachFromParent) == 0 || box->pin == nullptr) return;
+  leave_parent_block(box);
   if (pin_of(box)->on_release == OnRelease::nothing) pin_of(box)->on_release = OnRelease::free_tree;
-  return true;
 }
 
 // What is left of a Box whose value has gone.
@@ -70,7 +67,7 @@ PyObject* clone_live(BoxObject* box) {
 
 // The bytes once more, in a block of its own: no codec runs.
 PyObject* clone_array(BoxObject* box) {
-  const Owned copy(duplicate_pin(as_pin(box->source)));
+  const Owned copy(duplicate_pin(as_pin(box->source), false));
   if (!copy) return nullptr;
   BoxObject* fresh = new_box();
   if (fresh == nullptr) return nullptr;
@@ -95,7 +92,8 @@ PyObject* into_inner(BoxObject* box) {
   }
   children_free_themselves(box);
   Owned where(place_text("taken with into_inner()"));
-  if (!where || !forbid_rollback(box, step.actions) || !detach(box, step.actions)) return nullptr;
+  if (!where || !forbid_rollback(box, step.actions)) return nullptr;
+  detach(box, step.actions);
   PyObject* value = box->kind == Kind::array ? take_array(box) : Py_NewRef(box->value);
   if (value == nullptr) return nullptr;
   box->state = step.state;
@@ -119,6 +117,7 @@ bool replace_value(BoxObject* box, PyObject* value) {
   if (fresh == nullptr || !adopt_into(fresh, value)) return false;
   if (!decide(box, {EventKind::Replace}, -1, true, step)) return false;  // adopting ran foreign code
   box->state = step.state;
+  set_poison(box, nullptr);
   orphan_children(box);
   forget_value(box);
   forget_escapes(box);
@@ -149,7 +148,9 @@ PyObject* give_away(BoxObject* box, EventKind event, bool encode, PyObject* wher
     }
   }
   Owned place(where == nullptr ? place_text("moved") : PyUnicode_FromFormat("moved at %U", where));
-  if (!place || !detach(box, step.actions) || !commit(box, step)) return nullptr;
+  if (!place) return nullptr;
+  detach(box, step.actions);
+  if (!commit(box, step)) return nullptr;
   const bool has_block = box->pin != nullptr && !box->is_outdated;
   PyObject* value = box->kind == Kind::live ? box->value : Py_None;
   Owned given(PyTuple_Pack(2, has_block ? box->pin : Py_None, value));

@@ -16,7 +16,7 @@ struct Named {
   const char* name;
   PyObject* Hooks::* member;
 };
-constexpr std::array<Named, 11> kNamed = {{{"adopt", &Hooks::adopt},
+constexpr std::array<Named, 10> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"materialise", &Hooks::materialise},
                                            {"publish", &Hooks::publish},
                                            {"clone", &Hooks::clone},
@@ -24,7 +24,6 @@ constexpr std::array<Named, 11> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"wait", &Hooks::wait},
                                            {"conflict", &Hooks::conflict},
                                            {"survivors", &Hooks::survivors},
-                                           {"detach", &Hooks::detach},
                                            {"forbid_rollback", &Hooks::forbid_rollback},
                                            {"queue_free", &Hooks::queue_free}}};
 

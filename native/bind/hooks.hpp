@@ -18,12 +18,11 @@
 //     conflict(box | None, kind, message, **fields) -> exception
 //     survivors(box, mode, locations) -> None | exception
 //         views outlived a borrow: one copy is about to be made
-//     detach(box)
-//         the box leaves its parent: clear the slot there
 //     forbid_rollback(box)
 //         the lend above it can no longer be rolled back
-//     queue_free(box, pin)
-//         free it with the lend above, once that one's outcome is known
+//     queue_free(box, pin, tree, pre_image)
+//         with the lend above, once it has committed, free the block (with all it owns: `tree`) if it belongs to the
+//         pre-image; else only what it shares with that
 #pragma once
 
 #include <Python.h>
@@ -41,7 +40,6 @@ struct Hooks {
   PyObject* wait = nullptr;
   PyObject* conflict = nullptr;
   PyObject* survivors = nullptr;
-  PyObject* detach = nullptr;
   PyObject* forbid_rollback = nullptr;
   PyObject* queue_free = nullptr;
 };

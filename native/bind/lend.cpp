@@ -94,10 +94,12 @@ bool adopt_pointer(BoxObject* box, PyObject* pointer, protocol::Actions actions)
     return false;
   }
   const GlobalPointer fresh{Address(address), colour, extent_bytes};
-  if (is_here(fresh.address) && box->state.ceiling == protocol::Ceiling::Own) {
-    // On the way home it was the completion's; if this process dies, it is to be freed with its other blocks.
+  if (is_here(fresh.address) && fresh.address != old->pointer.address) {
+    // On the way home it was nobody's; if this process dies, it is to be freed with its other blocks: of what was
+    // lent to this process, without what its pre-image owns too.
     Runtime* runtime = current_runtime();
-    runtime->heap->set_owner(fresh, heap::owner_word(heap::OwnerKind::process, runtime->process));
+    const auto kind = find_lease(box) == nullptr ? heap::OwnerKind::process : heap::OwnerKind::borrower;
+    runtime->heap->set_owner(fresh, heap::owner_word(kind, runtime->process));
   }
   if (fresh.address == old->pointer.address) {
     old->pointer = fresh;
@@ -136,12 +138,17 @@ PyObject* begin_lend(BoxObject* box, bool is_mutable, PyObject* lend, double tim
   if (remember(box, lend)) return pin;
   Py_DECREF(pin);
   const ErrorKept kept;
-  if (!end_lend(box, nullptr, is_mutable, Outcome::rolled_back, Py_None))
+  if (!end_lend(box, nullptr, is_mutable, Outcome::rolled_back, Py_None, nullptr))
     PyErr_WriteUnraisable(as_object(box));
   return nullptr;
 }
 
-bool end_lend(BoxObject* box, PyObject* lend, bool is_mutable, Outcome outcome, PyObject* pointer) {
+void set_poison(BoxObject* box, PyObject* poison) noexcept {
+  Py_XSETREF(box->poison, poison == Py_None ? nullptr : Py_XNewRef(poison));
+}
+
+bool end_lend(BoxObject* box, PyObject* lend, bool is_mutable, Outcome outcome, PyObject* pointer,
+              PyObject* poison) {
   const Owned kept = Owned::share(as_object(box));
   const Step step = protocol::apply(box->state, end_event(box, is_mutable, outcome, pointer));
   if (PyErr_Occurred() != nullptr) return false;
@@ -152,6 +159,7 @@ bool end_lend(BoxObject* box, PyObject* lend, bool is_mutable, Outcome outcome, 
     return false;
   }
   box->state = step.state;
+  if (outcome == Outcome::poisoned) set_poison(box, poison);
   if (is_mutable) {
     forget_escapes(box);
     box->is_outdated = false;

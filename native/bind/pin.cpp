@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "bind/hooks.hpp"
@@ -26,6 +27,8 @@ PinObject* new_pin(const GlobalPointer& pointer, OnRelease on_release) {
   pin->writable_bytes = nullptr;
   pin->runtime = nullptr;
   pin->owner = nullptr;
+  pin->holder = nullptr;
+  pin->holder_index = 0;
   new (&pin->private_block) PrivateBlock();
   pin->copy_entry = 0;
   pin->on_release = on_release;
@@ -69,6 +72,7 @@ void dealloc(PyObject* self) {
   }
   pin->private_block.unmap();
   Py_XDECREF(pin->owner);
+  Py_XDECREF(pin->holder);
   PyObject_Free(self);
 }
 
@@ -161,6 +165,12 @@ PyObject* buffer(PyObject* self, PyObject* argument) {
 
 PyObject* disown(PyObject* self, PyObject*) {
   as_pin(self)->on_release = OnRelease::nothing;
+  leave_holder(as_pin(self));
+  return new_none();
+}
+
+PyObject* let_go(PyObject* self, PyObject*) {
+  leave_holder(as_pin(self));
   return new_none();
 }
 
@@ -179,6 +189,7 @@ PyObject* set_release(PyObject* self, PyObject* argument) {
   OnRelease action{};
   if (!to_release(argument, action)) return nullptr;
   as_pin(self)->on_release = action;
+  if (action == OnRelease::nothing) leave_holder(as_pin(self));
   return new_none();
 }
 
@@ -189,11 +200,26 @@ PyObject* hold(PyObject*, PyObject* arguments) {
   unsigned long long colour = 0;
   unsigned long long extent_bytes = 0;
   PyObject* action_object = nullptr;
-  if (PyArg_ParseTuple(arguments, "(KKK)O:hold", &address, &colour, &extent_bytes, &action_object) == 0)
+  PyObject* holder = Py_None;
+  unsigned int index = 0;
+  if (PyArg_ParseTuple(arguments, "(KKK)O|OI:hold", &address, &colour, &extent_bytes, &action_object, &holder,
+                       &index) == 0) {
     return nullptr;
+  }
   OnRelease action{};
   if (!to_release(action_object, action)) return nullptr;
-  return make_hold({Address(address), colour, extent_bytes}, action);
+  PyObject* pin = make_hold({Address(address), colour, extent_bytes}, action);
+  if (pin == nullptr || holder == Py_None) return pin;
+  if (!is_pin(holder) || !is_mapped(as_pin(holder)) || index >= block_of(as_pin(holder)).header().child_count) {
+    Py_DECREF(pin);
+    PyErr_SetString(PyExc_ValueError, "the holder is no mapped block with such a child");
+    return nullptr;
+  }
+  as_pin(pin)->holder = Py_NewRef(holder);
+  as_pin(pin)->holder_index = index;
+  // A lend's new version was nobody's on its way: now this table owns it.
+  heap::Block(as_pin(holder)->writable_bytes).children()[index].flags &= ~heap::ChildPointer::kBorrowed;
+  return pin;
 }
 
 PyObject* private_pin(PyObject*, PyObject* arguments) {
@@ -229,12 +255,14 @@ PyObject* repr(PyObject* self) {
 PyMethodDef methods[] = {
     {"buffer", buffer, METH_O, "buffer(index) -> PinBuffer: the bytes of one buffer; keeps this Pin alive."},
     {"disown", disown, METH_NOARGS, "The block went elsewhere: do nothing when this Pin dies."},
+    {"let_go", let_go, METH_NOARGS, "Another block owns it from now on, not the one that it came in."},
     {"set_release", set_release, METH_O,
      "set_release(action): what the death of this Pin does, a RELEASE_ constant."},
     {"as_writable", as_writable, METH_NOARGS,
      "A Pin of the same block through the writable mapping; keeps this one."},
     {"hold", hold, METH_VARARGS | METH_STATIC,
-     "hold(pointer, on_release) -> Pin: ownership of a block whose bytes are not mapped here."},
+     "hold(pointer, on_release, holder=None, index=0) -> Pin: ownership of a block whose bytes are not mapped "
+     "here; it stands in the child table of `holder`, which frees it if this process dies."},
     {"private", private_pin, METH_VARARGS | METH_STATIC,
      "private(codec, meta, buffer_bytes) -> Pin: a block outside any partition, for use without a server."},
     kNoMoreMethods,
@@ -284,6 +312,15 @@ PyObject* make_hold(const GlobalPointer& pointer, OnRelease on_release) {
   return as_object(pin);
 }
 
+void leave_holder(PinObject* pin) noexcept {
+  PinObject* holder = as_pin(std::exchange(pin->holder, nullptr));
+  if (holder == nullptr) return;
+  if (is_mapped(holder) && holder->writable_bytes != nullptr) {
+    heap::Block(holder->writable_bytes).children()[pin->holder_index].flags |= heap::ChildPointer::kShared;
+  }
+  Py_DECREF(holder);
+}
+
 PyObject* make_writable_sibling(PinObject* pin) {
   if (!is_mapped(pin)) return no_bytes();
   if (pin->writable_bytes == nullptr) {
@@ -301,7 +338,7 @@ PyObject* make_writable_sibling(PinObject* pin) {
   return as_object(sibling);
 }
 
-PyObject* duplicate_pin(PinObject* pin) {
+PyObject* duplicate_pin(PinObject* pin, bool lent) {
   if (!is_mapped(pin)) return no_bytes();
   const OnRelease action =
       pin->on_release == OnRelease::free_shallow ? OnRelease::free_shallow : OnRelease::free_tree;
@@ -313,7 +350,7 @@ PyObject* duplicate_pin(PinObject* pin) {
   }
   Result<GlobalPointer> copied = [&] {
     Unlocked unlocked(bytes >= kWorthUnlockingBytes);
-    return pin->runtime->heap->duplicate(pin->local);
+    return pin->runtime->heap->duplicate(pin->local, lent);
   }();
   if (!copied.ok()) {
     set_error(copied.status());

@@ -30,6 +30,8 @@ struct PinObject {
   std::byte* writable_bytes;  // through the writable mapping; null when they may not be written
   Runtime* runtime;           // whose mappings those are; null for a private block
   PyObject* owner;            // the Pin a writable sibling keeps alive
+  PyObject* holder;           // the Pin of the block here in whose child table this remote block stands, or null:
+  std::uint32_t holder_index;  // if this process dies, the holder's end frees it
   PrivateBlock private_block;
   std::uint32_t copy_entry;
   OnRelease on_release;
@@ -63,11 +65,13 @@ extern PyTypeObject pin_buffer_type;
                                  OnRelease on_release, std::uint32_t copy_entry);
 // Ownership of a block whose bytes are not mapped here (it is on another server).
 [[nodiscard]] PyObject* make_hold(const GlobalPointer& pointer, OnRelease on_release);
+// This process gives the block up: the holder's child table does not own it any more.
+void leave_holder(PinObject* pin) noexcept;
 // The same block through the writable mapping; keeps `pin` alive and frees nothing itself.
 [[nodiscard]] PyObject* make_writable_sibling(PinObject* pin);
 // A byte-for-byte copy in a new block, in the same partition (or private, like the original), that frees what
-// `pin` would.
-[[nodiscard]] PyObject* duplicate_pin(PinObject* pin);
+// `pin` would. `lent`: the original is the pre-image of what a task was lent.
+[[nodiscard]] PyObject* duplicate_pin(PinObject* pin, bool lent);
 // A fresh colour for a block that was written in place.
 [[nodiscard]] bool recolour_pin(PinObject* pin);
 

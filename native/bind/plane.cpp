@@ -4,6 +4,7 @@
 
 #include "bind/pointer.hpp"
 #include "bind/runtime.hpp"
+#include "server/reaper.hpp"
 #include "server/serve.hpp"
 
 namespace drust::bind {
@@ -17,6 +18,7 @@ namespace {
 
 struct Plane {
   Runtime runtime;
+  std::unique_ptr<server::Reaper> reaper;
   std::unique_ptr<server::Server> server;
 };
 
@@ -35,6 +37,7 @@ Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, serve
   runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token});
   runtime.heap->set_pressure_hook(
       [copies = runtime.copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
+  plane->reaper = std::make_unique<server::Reaper>(*runtime.heap, *runtime.queue, *runtime.copies, *runtime.peers);
   auto server = server::Server::start(*runtime.heap, *runtime.queue, *runtime.peers, std::move(serve));
   if (!server.ok()) return server.status();
   plane->server = std::move(server.value());
@@ -81,33 +84,16 @@ void reply_control(Plane& plane, std::uint64_t id, nb::bytes body) {
   plane.server->reply_control(id, {first, first + body.size()});
 }
 
-// A process has ended: its running tasks fail as lost, its pins and half-made blocks go, its arena is taken over.
-// Returns how many tasks it was running.
-std::size_t reap(Plane& plane, std::uint32_t slot, std::uint32_t generation) {
+// A process has ended: server/reaper.hpp. Returns how many tasks it was running.
+std::size_t reap(Plane& plane, std::uint32_t slot, std::uint32_t generation, std::uint32_t pid,
+                 const std::string& reason) {
   nb::gil_scoped_release unlocked;
-  Runtime& runtime = plane.runtime;
-  const heap::ProcessId dead{slot, generation};
-  runtime.partition->declare_dead(dead);
-  const auto lost = runtime.queue->reap(dead);
-  for (const tasks::Entry& entry : lost) {
-    const auto state = tasks::RecordState::lost;
-    if (runtime.partition->is_local(entry.record.address)) {
-      tasks::Queue::complete(*runtime.partition, entry.record, state, GlobalPointer{});
-    } else {
-      static_cast<void>(
-          runtime.peers->complete(entry.record, static_cast<std::uint32_t>(state), GlobalPointer{}));
-    }
-    std::vector<GlobalPointer> remote;
-    static_cast<void>(runtime.heap->free(entry.task, remote));
-    for (const GlobalPointer& child : remote) runtime.peers->free_later(child, false);
-  }
-  runtime.copies->reap(dead);
-  std::vector<GlobalPointer> remote;
-  runtime.heap->adopt(dead, &remote);
-  runtime.heap->free_owned_by(dead, remote);
-  runtime.partition->release_process(dead);
-  for (const GlobalPointer& orphan : remote) runtime.peers->free_later(orphan, false);
-  return lost.size();
+  return plane.reaper->reap({slot, generation}, pid, reason);
+}
+
+std::size_t tend(Plane& plane) {
+  nb::gil_scoped_release unlocked;
+  return plane.reaper->tend();
 }
 
 void close(Plane& plane) {
@@ -133,7 +119,8 @@ void register_plane(nb::module_& module) {
            nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"))
       .def("take_control", &take_control, nb::arg("timeout_ms"))
       .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
-      .def("reap", &reap, nb::arg("slot"), nb::arg("generation"))
+      .def("reap", &reap, nb::arg("slot"), nb::arg("generation"), nb::arg("pid") = 0, nb::arg("reason") = "")
+      .def("tend", &tend, "Goes on with what reap() could not finish; how many dead processes have something out.")
       .def("trim", [](Plane& p, std::uint64_t keep) { nb::gil_scoped_release u; return p.runtime.partition->trim(keep); },
            nb::arg("keep_bytes"))
       .def("processes", [](const Plane& p) { return processes_list(*p.runtime.partition); })

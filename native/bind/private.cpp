@@ -50,18 +50,19 @@ PyObject* py_lend_mut(PyObject* self, PyObject* arguments, PyObject* keywords) {
 }
 
 PyObject* py_end_lend(PyObject* self, PyObject* arguments, PyObject* keywords) {
-  static const char* const kNames[] = {"lend", "mutable", "outcome", "pointer", nullptr};
+  static const char* const kNames[] = {"lend", "mutable", "outcome", "pointer", "poison", nullptr};
+  PyObject* poison = nullptr;
   PyObject* borrower = nullptr;
   int is_mutable = 0;
   PyObject* name = nullptr;
   PyObject* pointer = Py_None;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "Op|OO:_end_lend", const_cast<char**>(kNames),
-                                  &borrower, &is_mutable, &name, &pointer) == 0) {
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "Op|OOO:_end_lend", const_cast<char**>(kNames),
+                                  &borrower, &is_mutable, &name, &pointer, &poison) == 0) {
     return nullptr;
   }
   Outcome outcome{};
   if (!to_outcome(name, outcome)) return nullptr;
-  return end_lend(as_box(self), borrower, is_mutable != 0, outcome, pointer) ? new_none() : nullptr;
+  return end_lend(as_box(self), borrower, is_mutable != 0, outcome, pointer, poison) ? new_none() : nullptr;
 }
 
 PyObject* py_transfer(PyObject* self, PyObject* arguments, PyObject* keywords) {
@@ -91,14 +92,16 @@ PyObject* py_give_back(PyObject* self, PyObject*) {
 }
 
 PyObject* py_from_pin(PyObject*, PyObject* arguments, PyObject* keywords) {
-  static const char* const kNames[] = {"pin", "access", "type_name", "parent", "undo", nullptr};
+  static const char* const kNames[] = {"pin", "access", "type_name", "parent", "undo", "lease", "kept", nullptr};
   PyObject* pin = nullptr;
   const char* access = nullptr;
   PyObject* type_name = nullptr;
   PyObject* parent = Py_None;
   int undo = 0;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O!sO|Op:_from_pin", const_cast<char**>(kNames),
-                                  &pin_type, &pin, &access, &type_name, &parent, &undo) == 0) {
+  PyObject* lease = Py_None;
+  int kept = 0;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O!sO|OpOp:_from_pin", const_cast<char**>(kNames),
+                                  &pin_type, &pin, &access, &type_name, &parent, &undo, &lease, &kept) == 0) {
     return nullptr;
   }
   if (parent != Py_None && !is_box(parent)) {
@@ -124,11 +127,12 @@ PyObject* py_from_pin(PyObject*, PyObject* arguments, PyObject* keywords) {
       Py_DECREF(box);
       return nullptr;
     }
-    if (as_box(parent)->state.has(protocol::kPreImage)) box->state.set(protocol::kPreImage);
+    if (kept != 0 || as_box(parent)->state.has(protocol::kPreImage)) box->state.set(protocol::kPreImage);
   } else {
     box->state = state;
   }
   box->keeps_undo = undo != 0;
+  if (lease != Py_None) box->lease = Py_NewRef(lease);
   box->pin = Py_NewRef(pin);
   box->label = Py_NewRef(type_name);
   record_user_site(box->created);
@@ -146,6 +150,7 @@ PyObject* py_set_parent(PyObject* self, PyObject* parent) {
 
 PyObject* py_clear_poison(PyObject* self, PyObject*) {
   as_box(self)->state = protocol::apply(as_box(self)->state, {EventKind::ClearPoison}).state;
+  set_poison(as_box(self), nullptr);
   return new_none();
 }
 
@@ -182,14 +187,15 @@ PyMethodDef box_private_methods[] = {
     {"_lend_mut", as_method(py_lend_mut), METH_VARARGS | METH_KEYWORDS,
      "_lend_mut(lend=None, timeout=None) -> Pin"},
     {"_end_lend", as_method(py_end_lend), METH_VARARGS | METH_KEYWORDS,
-     "_end_lend(lend, mutable, outcome='committed', pointer=None)"},
+     "_end_lend(lend, mutable, outcome='committed', pointer=None, poison=None)"},
     {"_transfer", as_method(py_transfer), METH_VARARGS | METH_KEYWORDS,
      "_transfer(location=None, encode=True) -> (Pin | None, value): the Box is moved from now on."},
     {"_transfer_undone", py_transfer_undone, METH_VARARGS, "_transfer_undone(pin, value): nobody saw it."},
     {"_give_back", py_give_back, METH_NOARGS,
      "A reference's end: (Pin, value), and the reference is used up."},
     {"_from_pin", as_method(py_from_pin), METH_VARARGS | METH_KEYWORDS | METH_CLASS,
-     "_from_pin(pin, access, type_name, parent=None, undo=False) -> Box: a handle that came from elsewhere."},
+     "_from_pin(pin, access, type_name, parent=None, undo=False, lease=None, kept=False) -> Box: a handle that "
+     "came from elsewhere. `lease`: the task it was lent to. `kept`: the pre-image of its parent owns it as well."},
     {"_set_parent", py_set_parent, METH_O, "_set_parent(box | None): this Box lies inside that one's value."},
     {"_clear_poison", py_clear_poison, METH_NOARGS, "Accept the value as the dead writer left it."},
     {"_wait_end", py_wait_end, METH_O,
@@ -204,12 +210,23 @@ PyObject* box_server(PyObject* self, void*) {
   return PyLong_FromUnsignedLong(runtime == nullptr ? 0 : runtime->partition->server());
 }
 
+PyObject* box_lease(PyObject* self, void*) {
+  PyObject* lease = find_lease(as_box(self));
+  return Py_NewRef(lease == nullptr ? Py_None : lease);
+}
+
+PyObject* box_is_kept(PyObject* self, void*) {
+  return PyBool_FromLong(as_box(self)->state.has(protocol::kPreImage) ? 1 : 0);
+}
+
 PyGetSetDef box_getters[] = {
     {"server", box_server, nullptr, "The number of the server whose heap holds the value. No message.",
      nullptr},
     {"_value", box_value, nullptr, "The live value or the array's hidden parent; never hand it to users.",
      nullptr},
     {"_pin", box_pin, nullptr, "The Pin that owns the block, or None.", nullptr},
+    {"_lease", box_lease, nullptr, "The task that it, or a value around it, was lent to; None for an owner.", nullptr},
+    {"_kept", box_is_kept, nullptr, "Whether its block is part of a pre-image.", nullptr},
     kNoMoreGetSets,
 };
 

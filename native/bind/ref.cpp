@@ -269,6 +269,7 @@ PyObject* make_guard(BoxObject* box, bool is_mutable, double timeout_s) noexcept
   guard->phase = GuardPhase::fresh;
   guard->is_mutable = is_mutable;
   guard->is_part = false;
+  guard->keeps_undo = false;
   PyObject_GC_Track(as_object(guard));
   return as_object(guard);
 }

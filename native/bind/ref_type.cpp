@@ -38,21 +38,25 @@ PyObject* py_lend(PyObject* self, PyObject* const* arguments, Py_ssize_t count) 
 }
 
 PyObject* py_end_lend(PyObject* self, PyObject* arguments, PyObject* keywords) {
-  static const char* const kNames[] = {"lend", "outcome", "pointer", nullptr};
+  static const char* const kNames[] = {"lend", "outcome", "pointer", "poison", nullptr};
+  PyObject* poison = nullptr;
   GuardObject* guard = as_guard(self);
   PyObject* lend = Py_None;
   PyObject* name = nullptr;
   PyObject* pointer = Py_None;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "|OOO:_end_lend", const_cast<char**>(kNames), &lend,
-                                  &name, &pointer) == 0) {
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "|OOOO:_end_lend", const_cast<char**>(kNames), &lend,
+                                  &name, &pointer, &poison) == 0) {
     return nullptr;
   }
   Outcome outcome{};
   if (!to_outcome(name, outcome)) return nullptr;
   if (guard->phase != GuardPhase::lent) return refuse_phase(guard);
-  if (guard->is_part) forget_lend(guard->box, lend);
+  if (guard->is_part) {
+    forget_lend(guard->box, lend);
+    if (outcome == Outcome::poisoned) set_poison(guard->box, poison);
+  }
   const bool fine = guard->is_part ? end_part(guard, outcome == Outcome::poisoned, false)
-                                   : end_lend(guard->box, lend, guard->is_mutable, outcome, pointer);
+                                   : end_lend(guard->box, lend, guard->is_mutable, outcome, pointer, poison);
   if (!fine) return nullptr;
   guard->phase = GuardPhase::ended;
   return new_none();
@@ -65,6 +69,8 @@ PyObject* get_box(PyObject* self, void*) { return Py_NewRef(as_object(as_guard(s
 PyObject* get_access(PyObject* self, void*) {
   return PyUnicode_FromString(as_guard(self)->is_mutable ? "mutable" : "shared");
 }
+
+PyObject* get_undo(PyObject* self, void*) { return PyBool_FromLong(as_guard(self)->keeps_undo ? 1 : 0); }
 
 PyObject* get_part(PyObject* self, void*) {
   const GuardObject* guard = as_guard(self);
@@ -99,7 +105,7 @@ PyMethodDef methods[] = {
     {"_lend", as_method(py_lend), METH_FASTCALL,
      "_lend(lend=None) -> Pin: lent to a task instead of entered."},
     {"_end_lend", as_method(py_end_lend), METH_VARARGS | METH_KEYWORDS,
-     "_end_lend(lend=None, outcome='committed', pointer=None): the task gave it back."},
+     "_end_lend(lend=None, outcome='committed', pointer=None, poison=None): the task gave it back."},
     {"_region", py_region, METH_NOARGS,
      "(offset_bytes, chunk_bytes, count, stride_bytes) of a part, in the block's first buffer."},
     {"__reduce_ex__", refuse_pickle, METH_O, "Refused."},
@@ -110,6 +116,7 @@ PyMethodDef methods[] = {
 PyGetSetDef getters[] = {
     {"_box", get_box, nullptr, "The Box it borrows.", nullptr},
     {"_access", get_access, nullptr, "'shared' or 'mutable'.", nullptr},
+    {"_undo", get_undo, nullptr, "Whether a borrower keeps the value before, whatever its size.", nullptr},
     {"_part", get_part, nullptr, "(start, stop, axis) of a part, or None.", nullptr},
     {"_phase", get_phase, nullptr, "fresh, active, deferred, lent or ended.", nullptr},
     kNoMoreGetSets,

@@ -13,6 +13,7 @@
 
 #include "bind/pin.hpp"
 #include "bind/pointer.hpp"
+#include "server/deliver.hpp"
 
 namespace drust::bind {
 namespace {
@@ -128,12 +129,13 @@ nb::object fetch(Runtime& runtime, nb::tuple tuple) {
   return nb::steal(make_pin(on_release == OnRelease::free_shallow ? copy : remote, copy, false, on_release, entry));
 }
 
-// Moves a remote block here under a fresh colour: 1 read. The old block stays the pre-image until the caller frees it.
-nb::object take(Runtime& runtime, nb::tuple tuple) {
+// Moves a remote block here under a fresh colour: 1 read. The old block stays the pre-image until the caller frees it;
+// `lent`: its owner is somebody else, who will.
+nb::object take(Runtime& runtime, nb::tuple tuple, bool lent) {
   const GlobalPointer remote = to_pointer(tuple);
   Result<GlobalPointer> local = [&] {
     nb::gil_scoped_release unlocked;
-    return runtime.peers->read_block(remote);
+    return runtime.peers->read_block(remote, lent);
   }();
   const GlobalPointer moved = unwrap(std::move(local));
   runtime.count(heap::Counter::moves_in);
@@ -191,20 +193,36 @@ nb::tuple put(Runtime& runtime, ServerId server, nb::tuple tuple) {
   return to_tuple(unwrap(std::move(there)));
 }
 
+// A record in this partition. `lends`: child pointers of what the task is lent; `under`: TaskEntry.id of the task
+// that lends on what it was lent, or 0.
+nb::tuple make_record(Runtime& runtime, ServerId server, nb::list lends, std::uint64_t under) {
+  std::vector<heap::ChildPointer> children;
+  for (nb::handle lend : lends) children.push_back(to_child(lend));
+  return to_tuple(unwrap(tasks::Queue::make_record(*runtime.heap, server, children, under)));
+}
+
 // Queues a task block, whose completion goes to `record`: 0 messages here, 1 round trip elsewhere. The block is the
-// queue's from now on.
-void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple) {
+// queue's from now on. Until it has arrived, its record names it: if this process dies, its reaper finds out.
+void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple, std::uint32_t retries) {
   const GlobalPointer task = to_pointer(task_tuple);
   const GlobalPointer record = to_pointer(record_tuple);
+  if (retries > kRetriesMax) throw nb::value_error("retry= is at most 1000");
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
-    if (server == runtime.partition->server()) {
-      // Before anybody can take it: from now on this process's end does not free it.
-      runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::queue, {}));
-      return runtime.queue->push(task, record);
+    tasks::Record* waiting = tasks::Queue::find_record(*runtime.partition, record);
+    if (waiting != nullptr) waiting->call.store(task.address.raw());
+    const bool is_here = server == runtime.partition->server();
+    const auto kind = is_here ? heap::OwnerKind::queue : heap::OwnerKind::in_transit;
+    const std::uint64_t carried = heap::owner_word(kind, is_here ? heap::ProcessId{} : runtime.process);
+    runtime.heap->set_owner(task, carried);
+    Status sent = is_here ? runtime.queue->push(task, record, retries)
+                          : runtime.peers->submit(server, task, record, retries);
+    if (!sent.ok()) {
+      runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
+    } else if (!is_here) {
+      if (waiting != nullptr) waiting->call.store(0);
+      release_block(task, OnRelease::free_shallow, 0);
     }
-    Status sent = runtime.peers->submit(server, task, record);
-    if (sent.ok()) release_block(task, OnRelease::free_shallow, 0);
     return sent;
   }();
   unwrap(status);
@@ -223,23 +241,21 @@ nb::object take_task(Runtime& runtime, std::uint32_t timeout_ms) {
   return nb::cast(TaskEntry{entry.value()});
 }
 
-// The completion's way home: a write in this partition, or 1 round trip. Idempotent. The block is the record's from now on.
-void complete(Runtime& runtime, nb::tuple record_tuple, int state, nb::tuple completion_tuple) {
-  const GlobalPointer record = to_pointer(record_tuple);
+// The end of a task: decides that it has returned, then sends its completion home: a write in this partition, or 1
+// round trip. Both blocks are not this process's any more. If it was declared lost before, this process was fenced.
+void give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
   const GlobalPointer completion = to_pointer(completion_tuple);
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
-    if (runtime.partition->is_local(record.address)) {
-      const auto record_state = static_cast<tasks::RecordState>(state);
-      runtime.heap->set_owner(completion, heap::owner_word(heap::OwnerKind::in_transit, {}));
-      if (!tasks::Queue::complete(*runtime.partition, record, record_state, completion)) {
-        release_block(completion, OnRelease::free_tree, 0);
-      }
-      return {};
+    if (!runtime.queue->returned(entry.entry, completion)) {
+      return Status(Code::worker_lost, "this worker was declared lost while it ran");
     }
-    Status sent = runtime.peers->complete(record, static_cast<std::uint32_t>(state), completion);
-    release_block(completion, OnRelease::free_shallow, 0);
-    return sent;
+    server::release_versions(*runtime.heap, completion, runtime.process);
+    const Status sent =
+        server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion);
+    runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
+    runtime.queue->finish(entry.entry);
+    return sent.code() == Code::server_lost ? Status() : sent;  // nobody is left to hear of it
   }();
   unwrap(status);
 }
@@ -341,6 +357,7 @@ void register_runtime(nb::module_& module) {
   nb::class_<TaskEntry>(module, "TaskEntry", "A task this worker is running.")
       .def_prop_ro("task", [](const TaskEntry& e) { return to_tuple(e.entry.task); })
       .def_prop_ro("record", [](const TaskEntry& e) { return to_tuple(e.entry.record); })
+      .def_prop_ro("id", [](const TaskEntry& e) { return e.entry.id(); }, "Names this run of the task in this partition.")
       .def_prop_ro("ticket", [](const TaskEntry& e) { return e.entry.ticket; });
 
   nb::class_<Runtime>(module, "Runtime", "This process's place in a server's partition.")
@@ -354,7 +371,7 @@ void register_runtime(nb::module_& module) {
       .def_prop_ro("closed", [](const Runtime& r) { return current_runtime() != &r || r.partition->is_closed(); })
       .def("open", &open, nb::arg("pointer"), nb::arg("writable"), nb::arg("on_release"))
       .def("fetch", &fetch, nb::arg("pointer"))
-      .def("take", &take, nb::arg("pointer"))
+      .def("take", &take, nb::arg("pointer"), nb::arg("lent") = false)
       .def("free", &free_block, nb::arg("pointer"), nb::arg("shallow") = false)
       .def("recolour",
            [](Runtime& r, nb::tuple pointer) { return to_tuple(unwrap(r.heap->recolour(to_pointer(pointer)))); })
@@ -369,20 +386,20 @@ void register_runtime(nb::module_& module) {
       .def("read_region", &read_region, nb::arg("pointer"), nb::arg("region"), nb::arg("destination"))
       .def("write_region", &write_region, nb::arg("pointer"), nb::arg("region"), nb::arg("source"))
       .def("put", &put, nb::arg("server"), nb::arg("pointer"))
-      .def("make_record",
-           [](Runtime& r, ServerId server) { return to_tuple(unwrap(tasks::Queue::make_record(*r.heap, server))); })
+      .def("make_record", &make_record, nb::arg("server"), nb::arg("lends"), nb::arg("under") = 0)
       .def("drop_record",
            [](Runtime& r, nb::tuple record) {
              std::vector<GlobalPointer> remote;
-             tasks::Queue::drop_record(*r.heap, to_pointer(record), remote);
+             static_cast<void>(tasks::Queue::drop_record(*r.heap, to_pointer(record), remote));
              for (const GlobalPointer& block : remote) r.peers->free_later(block, false);
            })
-      .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"))
+      .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0)
       .def("withdraw", [](Runtime& r, nb::tuple task) { return r.queue->withdraw(to_pointer(task)); })
       .def("take_child", &take_child, nb::arg("task"), nb::arg("index"))
       .def("take_task", &take_task, nb::arg("timeout_ms"))
-      .def("finish", [](Runtime& r, const TaskEntry& entry) { r.queue->finish(entry.entry); })
-      .def("complete", &complete, nb::arg("record"), nb::arg("state"), nb::arg("completion"))
+      .def("give_home", &give_home, nb::arg("entry"), nb::arg("completion"))
+      .def("forbid_rollback",
+           [](Runtime& r, const TaskEntry& entry) { r.queue->forbid_rollback(entry.entry); }, nb::arg("entry"))
       .def("wait", &wait, nb::arg("record"), nb::arg("timeout_ms"))
       .def("control", &control, nb::arg("server"), nb::arg("body"))
       .def("ping", &ping, nb::arg("server"))
@@ -411,6 +428,7 @@ void register_runtime(nb::module_& module) {
   module.attr("COUNTER_NAMES") = nb::tuple(names);
   module.attr("TASK_CODEC") = tasks::kTaskCodec;
   module.attr("COMPLETION_CODEC") = tasks::kCompletionCodec;
+  module.attr("LOSS_CODEC") = tasks::kLossCodec;
 }
 
 }  // namespace drust::bind

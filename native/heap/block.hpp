@@ -49,8 +49,17 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 }
 [[nodiscard]] constexpr bool is_colour(std::uint64_t state) noexcept { return (state >> 48) != 0; }
 
-// Who answers for a block's life. Changed by compare-and-swap.
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue };
+// Who answers for a block's life, so that a process's death leaves nothing that nobody frees. Changed by
+// compare-and-swap.
+//     none        somebody on another server: this one was told when it is to go
+//     process     that process: it, and the tree below it, end with the process
+//     borrower    a version that a task of that process made of what it was lent: it ends with the process too, but
+//                 the children it shares with its pre-image (ChildPointer::kKept) stay the lender's
+//     parent      the block at that address, in whose child table it stands
+//     in_transit  a call or a completion that this process is sending: whoever reaps it learns whether it arrived
+//     copy        the copy table
+//     queue       a call block that an entry of the task queue names
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;
@@ -58,6 +67,14 @@ enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, q
 [[nodiscard]] constexpr OwnerKind owner_kind(std::uint64_t word) noexcept { return static_cast<OwnerKind>(word >> 56); }
 [[nodiscard]] constexpr ProcessId owner_process(std::uint64_t word) noexcept {
   return {static_cast<std::uint32_t>(word & 0xffffU), static_cast<std::uint32_t>((word >> 16) & 0xffffffU)};
+}
+
+// The word of a block that the block at `parent` owns.
+[[nodiscard]] constexpr std::uint64_t parent_word(Address parent) noexcept {
+  return (static_cast<std::uint64_t>(OwnerKind::parent) << 56) | parent.raw();
+}
+[[nodiscard]] constexpr Address owner_parent(std::uint64_t word) noexcept {
+  return Address(word & ((1ULL << (kServerBits + kGranuleBits)) - 1));
 }
 
 struct BlockHeader {
@@ -80,6 +97,10 @@ struct ChildPointer {
   static constexpr std::uint64_t kShared = 2;    // in a task's arguments: lent shared, not owned by this block
   static constexpr std::uint64_t kMutable = 4;   // in a task's arguments: lent mutably, not owned by this block
   static constexpr std::uint64_t kBorrowed = kShared | kMutable;
+  static constexpr std::uint64_t kKept = 8;   // in a version a borrower made: the pre-image owns this child as well
+  static constexpr std::uint64_t kUndo = 16;  // in a task's arguments: keep a pre-image whatever the size
+  static constexpr std::uint64_t kPart = 32;  // in a task's arguments: a part of it; its colour is the lender's to draw
+  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

@@ -51,8 +51,10 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
     open.pop_back();
     const Block block(mapping.writable + place.offset_bytes);
     if (block.header().state.load(std::memory_order_relaxed) == freeing(process_)) {
+      const bool is_version = owner_kind(block.header().owner.load()) == OwnerKind::borrower;
+      const std::uint64_t not_its_own = ChildPointer::kBorrowed | (is_version ? ChildPointer::kKept : 0);
       for (const ChildPointer& child : block.children()) {
-        if ((child.flags & ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
+        if ((child.flags & not_its_own) != 0 || child.address == 0) continue;
         const GlobalPointer pointer = child.pointer();
         Place below;
         if (!partition_.is_local(pointer.address)) {
@@ -111,6 +113,12 @@ Status Heap::free_shallow(const GlobalPointer& pointer) {
   return Status();
 }
 
+Status Heap::free_made(const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {
+  // The word outlives this process if it is killed here: whoever goes on frees the same.
+  if (partition_.is_local(pointer.address)) set_owner(pointer, owner_word(OwnerKind::borrower, process_));
+  return free(pointer, remote);
+}
+
 // -- adopting
 // --------------------------------------------------------------------------------------------------------
 
@@ -131,11 +139,25 @@ void Heap::adopt_block(const Place& place, ProcessId dead, std::vector<Place>& o
   }
 }
 
+// Children change hands before their new parent is published. If it never was, they are the dead process's.
+void Heap::take_back_stranded(ProcessId dead) {
+  Partition::Mapping& mapping = *partition_.mapping_;
+  partition_.each_live_block([&](const BlockInfo& block) {
+    if (owner_kind(block.owner) != OwnerKind::parent || !partition_.is_local(owner_parent(block.owner))) return;
+    Place parent;
+    const std::uint64_t offset = owner_parent(block.owner).offset_bytes();
+    if (!mapping.segments.locate(offset, parent)) return;
+    if (mapping.header_at(offset).state.load(std::memory_order_acquire) != filling(dead)) return;
+    static_cast<void>(change_owner(block.pointer, block.owner, owner_word(OwnerKind::process, dead)));
+  });
+}
+
 void Heap::adopt(ProcessId dead, std::vector<GlobalPointer>* remote) {
   ensure(!partition_.is_alive(dead), "adopting a process that lives");
   Partition::Mapping& mapping = *partition_.mapping_;
   Segments& segments = mapping.segments;
   const bool in_others = mapping.slot(dead.slot).frees_open.load() != 0;
+  take_back_stranded(dead);
   std::vector<Place> open;
   std::vector<GlobalPointer> unsent;
   const std::uint64_t stop = segments.end();
@@ -165,9 +187,10 @@ void Heap::adopt(ProcessId dead, std::vector<GlobalPointer>* remote) {
 
 std::uint64_t Heap::free_owned_by(ProcessId dead, std::vector<GlobalPointer>& remote) {
   std::vector<GlobalPointer> owned;
-  const std::uint64_t word = owner_word(OwnerKind::process, dead);
+  const std::uint64_t as_process = owner_word(OwnerKind::process, dead);
+  const std::uint64_t as_borrower = owner_word(OwnerKind::borrower, dead);
   partition_.each_live_block([&](const BlockInfo& block) {
-    if (block.owner == word) owned.push_back(block.pointer);
+    if (block.owner == as_process || block.owner == as_borrower) owned.push_back(block.pointer);
   });
   std::uint64_t freed = 0;
   for (const GlobalPointer& pointer : owned) freed += free(pointer, remote).ok() ? 1U : 0U;

@@ -149,7 +149,18 @@ GlobalPointer Heap::publish(Address address) {
   return {address, colour, extent_bytes};
 }
 
-Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader& sent) {
+void Heap::share_children(Address address) noexcept {
+  const Block block(partition_.writable(address.offset_bytes()));
+  bool shares = false;
+  for (ChildPointer& child : block.children()) {
+    if ((child.flags & ChildPointer::kBorrowed) != 0) continue;
+    child.flags |= ChildPointer::kKept;
+    shares = true;
+  }
+  if (shares) block.header().owner.store(owner_word(OwnerKind::borrower, process_), std::memory_order_release);
+}
+
+Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader& sent, bool lent) {
   const Block block(partition_.writable(address.offset_bytes()));
   BlockHeader& header = block.header();
   header.codec = sent.codec;
@@ -162,6 +173,7 @@ Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader&
     abandon(address);
     return Status(Code::bad_request, "the tables of a received block do not fit its extent");
   }
+  if (lent) share_children(address);
   return publish(address);
 }
 
@@ -186,7 +198,7 @@ Result<GlobalPointer> Heap::recolour(const GlobalPointer& pointer) {
   return GlobalPointer{pointer.address, colour, extent_bytes};
 }
 
-Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer) {
+Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer, bool lent) {
   Result<Block> source = partition_.find(pointer.address, pointer.colour);
   if (!source.ok()) return source.status();
   const BlockHeader& from = source.value().header();
@@ -208,6 +220,7 @@ Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer) {
   }
   partition_.count(process_, Counter::blocks_copied);
   partition_.count(process_, Counter::bytes_copied, extent_bytes);
+  if (lent) share_children(taken.value());
   return publish(taken.value());
 }
 
@@ -219,6 +232,12 @@ bool Heap::set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noe
   while (!owner.compare_exchange_weak(seen, owner_word, std::memory_order_acq_rel)) {
   }
   return true;
+}
+
+bool Heap::change_owner(const GlobalPointer& pointer, std::uint64_t expected, std::uint64_t owner_word) noexcept {
+  Result<Block> found = partition_.find(pointer.address, pointer.colour);
+  return found.ok() && found.value().header().owner.compare_exchange_strong(expected, owner_word,
+                                                                            std::memory_order_acq_rel);
 }
 
 }  // namespace drust::heap

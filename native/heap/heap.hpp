@@ -46,7 +46,11 @@ class Heap {
   GlobalPointer publish(Address address);
   // The same for received bytes: takes codec and counts from the sender's `header` after checking them
   // against the block's real extent (bad_request, and the block freed, if they do not fit).
-  Result<GlobalPointer> publish_received(Address address, const BlockHeader& header);
+  // `lent`: it is a borrower's version of the sender's block (see share_children()).
+  Result<GlobalPointer> publish_received(Address address, const BlockHeader& header, bool lent = false);
+  // Before a block is published: its children belong to the pre-image it was made of, too. Until its task has
+  // returned, this process's end frees the block without them.
+  void share_children(Address address) noexcept;
   // Gives up a block that was never published.
   void abandon(Address address) noexcept;
 
@@ -60,23 +64,27 @@ class Heap {
   // version: then nothing changed.
   Status free(const GlobalPointer& pointer, std::vector<GlobalPointer>& remote);
   Status free_shallow(const GlobalPointer& pointer);
+  // What a borrower made of a value whose pre-image stays: the block and the children that it does not share.
+  Status free_made(const GlobalPointer& pointer, std::vector<GlobalPointer>& remote);
 
   // A byte-for-byte copy under a fresh colour (children are not owned by the copy: the caller frees one of
-  // the two shallow).
-  Result<GlobalPointer> duplicate(const GlobalPointer& pointer);
+  // the two shallow). `lent`: the original is a pre-image, the copy the borrower's version.
+  Result<GlobalPointer> duplicate(const GlobalPointer& pointer, bool lent = false);
 
   [[nodiscard]] Colour draw_colour();
 
   // Takes over the spans of a process that has ended (declared dead or released: anything else is a bug
-  // here): its filling blocks are freed, the trees it was freeing are freed to the end, its live blocks are
+  // here): what it was putting into a block that it never published is its own again, its filling blocks are freed, the trees it was freeing are freed to the end, its live blocks are
   // kept, and the segment counters are made to agree with the table. Children of such trees on other servers
   // go to `remote` if it is given.
   void adopt(ProcessId dead, std::vector<GlobalPointer>* remote = nullptr);
-  // Frees every live block whose owner word names `dead` as the process that answers for it, with its
-  // children. For the end of a session, once its lends have drained. Scans every header of the partition.
+  // Frees every live block that `dead` answers for as process or borrower, with its children (not those kept
+  // for a pre-image). Once nobody has anything of it on loan. Scans every header of the partition.
   std::uint64_t free_owned_by(ProcessId dead, std::vector<GlobalPointer>& remote);
 
   bool set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noexcept;
+  // The same if it is `expected` now: what another owner has taken over stays his.
+  bool change_owner(const GlobalPointer& pointer, std::uint64_t expected, std::uint64_t owner_word) noexcept;
 
   // Collects what others have freed in this process's spans and gives empty spans back. Returns bytes given
   // back. allocate() calls it before it answers out_of_memory.
@@ -94,6 +102,7 @@ class Heap {
   void free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remote);
   void give_back(const Place& place) noexcept;
   void adopt_block(const Place& place, ProcessId dead, std::vector<Place>& open);
+  void take_back_stranded(ProcessId dead);
 
   Partition& partition_;
   const ProcessId process_;

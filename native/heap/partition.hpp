@@ -158,7 +158,7 @@ class Partition {
   // Fixed areas of the partition for the rooms right of this one; zero-filled at creation, 64-byte aligned.
   [[nodiscard]] std::byte* queue_area() const noexcept;      // kQueueAreaBytes
   [[nodiscard]] std::byte* copy_table_area() const noexcept; // kCopyAreaBytes
-  static constexpr std::uint64_t kQueueAreaBytes = 4096 + kQueueEntries * 64ULL;
+  static constexpr std::uint64_t kQueueAreaBytes = 4096 + kQueueEntries * 128ULL;
   static constexpr std::uint64_t kCopyAreaBytes = 4096 + kCopiesMax * 128ULL;
 
  private:

@@ -35,7 +35,8 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::read_block: return {true, false, false};
     case Operation::read_region:
     case Operation::write_region: return {true, true, false};
-    case Operation::submit: return {true, false, false};
+    case Operation::inquire: return {true, false, false};
+    case Operation::submit:
     case Operation::complete: return {true, false, true};
     case Operation::free_blocks:
     case Operation::put_block:
@@ -53,6 +54,7 @@ Status check_body(const RequestHeader& header, Operation operation) {
   switch (operation) {
     case Operation::read_block:
     case Operation::read_region:
+    case Operation::inquire:
     case Operation::ping: return bytes == 0 ? Status() : bad(name, "it has no body");
     case Operation::write_region: {
       const Result<std::uint64_t> wanted = total_bytes(header.region, header.extent_bytes);
@@ -90,6 +92,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::put_block: return "put_block";
     case Operation::submit: return "submit";
     case Operation::complete: return "complete";
+    case Operation::inquire: return "inquire";
     case Operation::ping: return "ping";
     case Operation::control: return "control";
     case Operation::count_: break;
@@ -123,7 +126,8 @@ Status check(const RequestHeader& header) {
   if (header.flags != 0) return bad(name, "unknown flags");
   if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
   const bool is_outcome = header.argument == 1 || header.argument == 2;  // tasks::RecordState done, lost
-  if (rule.has_argument ? !is_outcome : header.argument != 0)
+  const bool is_argument = operation == Operation::complete ? is_outcome : header.argument <= kRetriesMax;
+  if (rule.has_argument ? !is_argument : header.argument != 0)
     return bad(name, "the argument is out of range");
   if (rule.has_pointer) {
     if (!is_place(header.address)) return bad(name, "the address is nowhere");
@@ -166,7 +170,7 @@ Status check(const FreeItem& item, ServerId server) {
   if (!is_place(item.address) || Address(item.address).server() != server)
     return bad("free_blocks", "the block lives elsewhere");
   if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
-  if ((item.flags & ~FreeItem::kShallow) != 0) return bad("free_blocks", "unknown flags");
+  if (item.flags != 0 && item.flags != FreeItem::kShallow && item.flags != FreeItem::kMade) return bad("free_blocks", "unknown flags");
   return {};
 }
 

@@ -23,8 +23,9 @@ enum class Operation : std::uint8_t {
                    // place
   free_blocks,     // body: FreeItem[n], n <= kFreesPerBatchMax; no reply
   put_block,       // body: a whole block of extent_bytes; reply pointer: where it is now
-  submit,          // pointer: the record at home; body: a task block, to be queued there
+  submit,          // pointer: the record at home; body: a task block, to be queued there; argument: retries
   complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
+  inquire,  // pointer: a record at home; ok if its task is queued or runs there, else not_found
   ping,
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   count_,
@@ -75,6 +76,7 @@ static_assert(sizeof(Trailer) == 8);
 
 struct FreeItem {
   static constexpr std::uint64_t kShallow = 1;  // this block alone, not the children it owns
+  static constexpr std::uint64_t kMade = 2;     // a borrower's version: not the children its pre-image owns too
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t flags;

@@ -5,6 +5,7 @@
 #include <mutex>
 #include <utility>
 
+#include "server/deliver.hpp"
 #include "server/snapshot.hpp"
 
 namespace drust::server {
@@ -73,6 +74,7 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
       break;
     case wire::Operation::read_block:
     case wire::Operation::read_region:
+    case wire::Operation::inquire:
     case wire::Operation::ping:
     case wire::Operation::count_: break;
   }
@@ -122,6 +124,8 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::put_block: return put_block(intake);
     case wire::Operation::submit: return submit(header, intake);
     case wire::Operation::complete: return complete(header, intake);
+    case wire::Operation::inquire:
+      return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
     case wire::Operation::ping: return {};
     case wire::Operation::control: {
       Answer answer;
@@ -216,11 +220,14 @@ Answer Operations::free_blocks(std::span<const std::byte> items) {
     for (const wire::FreeItem& item : batch) {
       // stale and not_found are the expected fate of a free that was sent twice.
       const GlobalPointer pointer{Address(item.address), item.colour, 0};
-      const bool is_shallow = (item.flags & wire::FreeItem::kShallow) != 0;
-      (void)(is_shallow ? heap_.free_shallow(pointer) : heap_.free(pointer, remote));
+      switch (item.flags) {
+        case wire::FreeItem::kShallow: (void)heap_.free_shallow(pointer); break;
+        case wire::FreeItem::kMade: (void)heap_.free_made(pointer, remote); break;
+        default: (void)heap_.free(pointer, remote);
+      }
     }
   }
-  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer);
+  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer, 0);
   return answer;
 }
 
@@ -244,7 +251,8 @@ Answer Operations::put_block(Intake& intake) {
 Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
   if (!task.ok()) return refused(task.status());
-  if (Status pushed = queue_.push(task.value(), pointer_of(header)); !pushed.ok()) {
+  heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
+  if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
     return refused(std::move(pushed));
   }
@@ -259,9 +267,11 @@ Answer Operations::complete(const wire::RequestHeader& header, Intake& intake) {
     completion = published.value();
   }
   const auto state = static_cast<tasks::RecordState>(header.argument);
-  const bool is_first = tasks::Queue::complete(heap_.partition(), pointer_of(header), state, completion);
-  // A repeated completion carries the same children as the first, which owns them: this copy alone goes.
-  if (!is_first && !completion.is_null()) (void)heap_.free_shallow(completion);
+  std::vector<GlobalPointer> remote;
+  std::vector<GlobalPointer> made;
+  deliver_here(heap_, pointer_of(header), state, completion, remote, made);
+  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer, 0);
+  for (const GlobalPointer& pointer : made) free_elsewhere_(pointer, wire::FreeItem::kMade);
   return {};
 }
 

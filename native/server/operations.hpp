@@ -64,8 +64,8 @@ struct Answer {
 
 class Operations {
  public:
-  using FreeElsewhere = std::function<void(const GlobalPointer&)>;
-  // `free_elsewhere` gets the children of freed blocks that live on other servers; it must not wait.
+  using FreeElsewhere = std::function<void(const GlobalPointer&, std::uint64_t flags)>;  // wire::FreeItem's
+  // `free_elsewhere` gets blocks on other servers that go with freed ones; it must not wait.
   Operations(heap::Heap& heap, tasks::Queue& queue, FreeElsewhere free_elsewhere);
 
   // `header` has passed wire::check.

@@ -62,7 +62,7 @@ void Peers::close() noexcept {
   if (!pool_->is_forked()) pool_->close();
 }
 
-Result<GlobalPointer> Peers::read_block(const GlobalPointer& remote) {
+Result<GlobalPointer> Peers::read_block(const GlobalPointer& remote, bool lent) {
   if (!is_block(remote)) return Status(Code::bad_request, "read_block: the extent is out of range");
   const Result<Address> block = pool_->heap.allocate_extent(remote.extent_bytes);
   if (!block.ok()) return block.status();
@@ -81,7 +81,7 @@ Result<GlobalPointer> Peers::read_block(const GlobalPointer& remote) {
     pool_->heap.abandon(block.value());
     return status;
   }
-  return pool_->heap.publish_received(block.value(), header);
+  return pool_->heap.publish_received(block.value(), header, lent);
 }
 
 Status Peers::read_region(const GlobalPointer& remote, const wire::Region& region,
@@ -127,11 +127,12 @@ Result<GlobalPointer> Peers::put_block(ServerId server, const GlobalPointer& loc
   return GlobalPointer{Address(call.reply.address), call.reply.colour, call.reply.extent_bytes};
 }
 
-Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record) {
+Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
   BlockBody body;
   if (Status status = body.open(pool_->partition, task); !status.ok()) return status;
   Call call;
   call.request = request_for(wire::Operation::submit, record, task.extent_bytes);
+  call.request.argument = static_cast<std::uint16_t>(retries);
   call.body = body.parts();
   return pool_->ask(server, call);
 }
@@ -147,6 +148,12 @@ Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const G
     call.body = body.parts();
   }
   return pool_->ask(record.address.server(), call);
+}
+
+Status Peers::inquire(ServerId server, const GlobalPointer& record) {
+  Call call;
+  call.request = request_for(wire::Operation::inquire, record, 0);
+  return pool_->ask(server, call);
 }
 
 Status Peers::ping(ServerId server) {
@@ -168,7 +175,11 @@ Result<std::vector<std::byte>> Peers::control(ServerId server, std::span<const s
   return reply;
 }
 
-void Peers::free_later(const GlobalPointer& remote, bool shallow) { pool_->free_later(remote, shallow); }
+void Peers::free_later(const GlobalPointer& remote, bool shallow) {
+  pool_->free_later(remote, shallow ? wire::FreeItem::kShallow : 0);
+}
+
+void Peers::free_made_later(const GlobalPointer& remote) { pool_->free_later(remote, wire::FreeItem::kMade); }
 
 void Peers::flush_frees() { pool_->flush(); }
 

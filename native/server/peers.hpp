@@ -40,7 +40,8 @@ class Peers {
 
   // One round trip: the block at `remote` as a new block here, fresh colour. Its children still belong to the
   // original.
-  Result<GlobalPointer> read_block(const GlobalPointer& remote);
+  // `lent`: this will be a borrower's version, the original its pre-image.
+  Result<GlobalPointer> read_block(const GlobalPointer& remote, bool lent = false);
   // One round trip: chunks gathered at the peer, contiguous in `destination`.
   Status read_region(const GlobalPointer& remote, const wire::Region& region,
                      std::span<std::byte> destination);
@@ -52,7 +53,9 @@ class Peers {
   Result<GlobalPointer> put_block(ServerId server, const GlobalPointer& local);
   // Queue the task block there, its completion to come to `record` (a record in some partition, ours
   // usually). server_lost leaves open whether it was queued.
-  Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record);
+  Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
+  // Whether that server has the task of this record, queued or running: ok, or not_found.
+  Status inquire(ServerId server, const GlobalPointer& record);
   // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);
@@ -61,6 +64,8 @@ class Peers {
 
   // Never waits: safe on a serving thread.
   void free_later(const GlobalPointer& remote, bool shallow);
+  // As Heap::free_made(), there.
+  void free_made_later(const GlobalPointer& remote);
   // Returns when every queued free is in the kernel's hands.
   void flush_frees();
   // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does

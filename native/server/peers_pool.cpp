@@ -21,6 +21,7 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::submit: return heap::Counter::submit_messages;
     case wire::Operation::complete: return heap::Counter::complete_messages;
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
+    case wire::Operation::inquire:
     case wire::Operation::ping:
     case wire::Operation::control:
     case wire::Operation::count_: break;
@@ -67,9 +68,9 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
   }
 }
 
-void Peers::Pool::free_later(const GlobalPointer& remote, bool shallow) {
+void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
   if (is_forked() || remote.is_null()) return;
-  const wire::FreeItem item{remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0};
+  const wire::FreeItem item{remote.address.raw(), remote.colour, flags};
   const std::size_t count = frees_.add(remote.address.server(), item);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) return;

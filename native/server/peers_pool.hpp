@@ -29,7 +29,7 @@ class Peers::Pool {
 
   // One request, with the frees that wait for that server ahead of it. Any thread, several at once.
   Status ask(ServerId server, Call& call);
-  void free_later(const GlobalPointer& remote, bool shallow);
+  void free_later(const GlobalPointer& remote, std::uint64_t flags);  // wire::FreeItem's
   void flush();
   void close() noexcept;
   // Whether this is a child's copy of its parent's object.

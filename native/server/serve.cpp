@@ -14,7 +14,9 @@ class Server::Loops {
  public:
   Loops(heap::Heap& heap, tasks::Queue& queue, Peers& peers, ServeOptions given)
       : options(std::move(given)),
-        operations(heap, queue, [&peers](const GlobalPointer& child) { peers.free_later(child, false); }) {}
+        operations(heap, queue, [&peers](const GlobalPointer& block, std::uint64_t flags) {
+          flags == wire::FreeItem::kMade ? peers.free_made_later(block) : peers.free_later(block, false);
+        }) {}
 
   Status start() {
     if (options.token.size() != kTokenBytes)

@@ -1,6 +1,6 @@
 // The ring in shared memory:
 //
-//     | page: futex of pushes, sleepers, head, tail | entries (64 B each) |
+//     | page: futex of pushes, sleepers, head, tail | entries (128 B each) |
 //
 // Head and tail are tickets and hints: everything from head to tail is looked at, an entry's own word
 // decides. Whoever finds the tail's entry taken moves the tail on, so a stopped or killed producer, or a task
@@ -9,6 +9,7 @@
 #include "tasks/queue.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <unistd.h>
 
 #include "base/ensure.hpp"
@@ -41,13 +42,33 @@ struct Head {
   alignas(64) SharedWord tail;          // ticket the next push begins to look at
 };
 
-struct alignas(64) Slot {
+struct alignas(128) Slot {
   SharedWord state;   // compare-and-swap
-  SharedWord ticket;  // all below: written by the producer while `reserved`
+  SharedWord ticket;  // this to `retries`: written by the producer while `reserved`
   SharedWord task[3];
   SharedWord record[3];
+  SharedWord retries;
+  SharedWord fate;           // protocol::TaskRecord; compare-and-swap by the worker, then by its reaper
+  SharedWord completion[3];  // by the worker, before `fate` says Returned
 };
-static_assert(sizeof(Slot) == 64 && sizeof(Head) <= 4096);
+static_assert(sizeof(Slot) == 128 && sizeof(Head) <= 4096);
+
+using protocol::TaskEvent;
+using protocol::TaskPhase;
+using protocol::TaskRecord;
+
+constexpr std::uint64_t word_of(const TaskRecord& fate) noexcept { return std::bit_cast<std::uint64_t>(fate); }
+TaskRecord fate_of(const Slot& slot) noexcept { return std::bit_cast<TaskRecord>(slot.fate.load()); }
+
+// One event of a task, in one compare-and-swap. False if the protocol refuses it.
+bool advance(Slot& slot, TaskEvent event) noexcept {
+  std::uint64_t seen = slot.fate.load();
+  while (true) {
+    const protocol::TaskStep step = protocol::apply(std::bit_cast<TaskRecord>(seen), event);
+    if (!step.ok) return false;
+    if (slot.fate.compare_exchange_weak(seen, word_of(step.record))) return true;
+  }
+}
 static_assert(4096 + kQueueEntries * sizeof(Slot) == heap::Partition::kQueueAreaBytes);
 
 void put(SharedWord (&words)[3], const GlobalPointer& pointer) noexcept {
@@ -120,6 +141,8 @@ class Queue::Ring {
       if (!place.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), self_)))
         continue;
       const Entry entry = read(place, ticket);
+      const bool starts = advance(place, TaskEvent::Start);
+      ensure(starts, "a waiting task had a fate");
       advance_head(first);
       return entry;
     }
@@ -135,7 +158,7 @@ class Queue::Ring {
 Queue::Queue(heap::Heap& heap) : ring_(std::make_unique<Ring>(heap)) {}
 Queue::~Queue() = default;
 
-Status Queue::push(const GlobalPointer& task, const GlobalPointer& record) {
+Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
   Ring& ring = *ring_;
   SharedWord& tail = ring.head().tail;
   std::uint32_t taken = 0;
@@ -154,6 +177,8 @@ Status Queue::push(const GlobalPointer& task, const GlobalPointer& record) {
     slot.ticket.store(ticket, std::memory_order_relaxed);
     put(slot.task, task);
     put(slot.record, record);
+    slot.retries.store(retries, std::memory_order_relaxed);
+    slot.fate.store(word_of(TaskRecord{}), std::memory_order_relaxed);
     ring.make_ready(slot, ticket);
     return Status();
   }
@@ -176,6 +201,18 @@ Result<Entry> Queue::take(std::uint32_t timeout_ms) {
     head.sleepers.fetch_sub(1);
     if (wake == Wake::interrupted) return Status(Code::interrupted, "a signal arrived");
   }
+}
+
+void Queue::forbid_rollback(const Entry& entry) noexcept {
+  static_cast<void>(advance(ring_->slot(entry.index), TaskEvent::ForbidRollback));
+}
+
+bool Queue::returned(const Entry& entry, const GlobalPointer& completion) noexcept {
+  Slot& slot = ring_->slot(entry.index);
+  const bool is_ours = slot.state.load() == word_of(Phase::running, entry.ticket, entry.worker);
+  if (!is_ours || fate_of(slot).phase != TaskPhase::Running) return false;
+  put(slot.completion, completion);
+  return advance(slot, TaskEvent::Return);
 }
 
 void Queue::finish(const Entry& entry) noexcept {
@@ -201,22 +238,46 @@ bool Queue::withdraw(const GlobalPointer& task) noexcept {
   return false;
 }
 
-std::vector<Entry> Queue::reap(heap::ProcessId dead) {
+std::vector<Held> Queue::reap(heap::ProcessId dead) {
   Ring& ring = *ring_;
   ensure(!ring.partition_.is_alive(dead), "reaping a process that lives");
-  std::vector<Entry> ran;
+  std::vector<Held> held;
   for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
     Slot& slot = ring.slot(index);
     std::uint64_t seen = slot.state.load();
     const Phase phase = phase_of(seen);
-    if ((phase != Phase::running && phase != Phase::reserved) || process_of(seen) != dead) continue;
-    Entry entry = ring.read(slot, index);
-    entry.worker = dead;
-    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::empty, ticket_of(seen), {}))) continue;
-    if (phase == Phase::running) ran.push_back(entry);
+    if (process_of(seen) != dead) continue;
+    if (phase == Phase::reserved) {
+      slot.state.compare_exchange_strong(seen, word_of(Phase::empty, ticket_of(seen), {}));
+    } else if (phase == Phase::running) {
+      Held& found = held.emplace_back(Held{ring.read(slot, index), fate_of(slot), get(slot.completion),
+                                           static_cast<std::uint32_t>(slot.retries.load())});
+      found.entry.worker = dead;
+    }
   }
-  std::sort(ran.begin(), ran.end(), [](const Entry& a, const Entry& b) { return a.ticket < b.ticket; });
-  return ran;
+  std::sort(held.begin(), held.end(),
+            [](const Held& a, const Held& b) { return a.entry.ticket < b.entry.ticket; });
+  return held;
+}
+
+void Queue::decide(const Held& held, const TaskRecord& fate) noexcept {
+  ring_->slot(held.entry.index).fate.store(word_of(fate));
+}
+
+void Queue::run_again(const Held& held) noexcept {
+  Slot& slot = ring_->slot(held.entry.index);
+  if (held.fate.phase != TaskPhase::Queued) slot.retries.fetch_sub(1);
+  slot.fate.store(word_of(TaskRecord{}));
+  ring_->make_ready(slot, held.entry.ticket);
+}
+
+bool Queue::knows(const GlobalPointer& record) const noexcept {
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    const Slot& slot = ring_->slot(index);
+    const Phase phase = phase_of(slot.state.load());
+    if ((phase == Phase::ready || phase == Phase::running) && get(slot.record) == record) return true;
+  }
+  return false;
 }
 
 std::uint32_t Queue::ready() const noexcept {

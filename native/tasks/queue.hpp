@@ -2,10 +2,14 @@
 //
 // A *task block* (codec kTaskCodec) holds what to run: pickled call, child pointers for moved boxes and
 // lends. A *record* is a small block in the spawner's own partition: the one place a completion goes to, and
-// the one word a join waits on. Queue: a ring of entries, each with a state word that names the process
-// responsible, so no death leaves a gap nobody can attribute:
+// the one word a join waits on; its child table is the record of what was lent. Queue: a ring of entries, each
+// with a state word that names the process responsible, so no death leaves a gap nobody can attribute:
 //
 //     empty -> reserved(producer) -> ready -> running(worker) -> empty
+//
+// What becomes of a running task is a word of its own, its *fate* (protocol::TaskRecord), decided once by
+// compare-and-swap: the worker's `Returned` or the reaper's `Lost`. The entry keeps the completion until its
+// receiver has it, so a worker may die between the two.
 //
 // Rejected: a Vyukov ring (a producer that dies between claiming and publishing blocks all behind it).
 // A consumer waits on a futex in the queue's head; a push wakes one.
@@ -15,16 +19,26 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/address.hpp"
 #include "base/status.hpp"
 #include "heap/heap.hpp"
+#include "protocol/ownership_lend.hpp"
 
 namespace drust::tasks {
 
-// dropped: the spawner no longer wants to know.
+// dropped: the spawner no longer wants to know; the completion that comes is freed by who brings it, and the
+// record with it. So a record that is gone has had its completion.
 enum class RecordState : std::uint32_t { pending, done, lost, dropped };
+
+// What a completion met.
+enum class Delivery : std::uint8_t {
+  applied,   // the record has it: its block is the joiner's
+  repeated,  // the record had one before, or is gone: only this copy of the block is to be freed
+  unwanted,  // the record was dropped: the block and all it carries are to be freed
+};
 
 // The whole outcome of a task in one word, so that it happens in one compare-and-swap: pending carries the
 // record's own colour (a late completion cannot hit the block that reused the memory), anything else where
@@ -41,6 +55,8 @@ struct Record {
   RecordOutcome state;                   // any process, compare-and-swap from pending: complete()
   std::atomic<std::uint32_t> worker_pid; // who runs it, 0 before; the worker
   std::uint32_t server;                  // where the task was sent; constant after spawn
+  std::uint64_t under;                   // Entry::id() of the task that lends on what it was lent, 0: none; constant
+  std::atomic<std::uint64_t> call;       // address of the call block while it may not have arrived; its spawner
   // The completion block, in this partition; null if there is none. Filled by wait() before it returns, from
   // the outcome and the block's header: not before.
   std::atomic<std::uint64_t> address;
@@ -51,6 +67,14 @@ struct Record {
 inline constexpr std::uint32_t kTaskCodec = 0xfffffff0U;
 inline constexpr std::uint32_t kRecordCodec = 0xfffffff1U;
 inline constexpr std::uint32_t kCompletionCodec = 0xfffffff2U;
+// A loss: metadata Loss and a sentence; the child table has the mutable lends, in the call's order, under the
+// colours that they have now.
+inline constexpr std::uint32_t kLossCodec = 0xfffffff3U;
+struct Loss {
+  std::uint32_t is_poisoned = 0;  // else the mutable lends are as before the task
+  std::uint32_t pid = 0;          // of the worker
+  std::uint64_t at_ns = 0;        // since the epoch
+};
 
 struct Entry {
   std::uint32_t index = 0;
@@ -58,6 +82,16 @@ struct Entry {
   GlobalPointer task;           // in this partition
   GlobalPointer record;         // in the spawner's partition, which may be another server's
   heap::ProcessId worker;       // while running
+  // Names this run of this task in its partition; never 0.
+  [[nodiscard]] std::uint64_t id() const noexcept { return (ticket << 16 | index) + 1; }
+};
+
+// An entry of a dead worker, as its reaper finds it.
+struct Held {
+  Entry entry;
+  protocol::TaskRecord fate;
+  GlobalPointer completion;     // if it has returned
+  std::uint32_t retries = 0;    // how often it may still be run again
 };
 
 class Queue {
@@ -67,35 +101,50 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  // Appends; wakes one consumer. full if every entry is taken.
-  Status push(const GlobalPointer& task, const GlobalPointer& record);
+  // Appends; wakes one consumer. full if every entry is taken. `retries`: how often it may run again after a
+  // worker was lost and all that it had been lent was rolled back.
+  Status push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
   // The oldest ready entry, now running by this process. timed_out after `timeout_ms`; closed when the
   // partition closes; interrupted when a signal arrived.
   Result<Entry> take(std::uint32_t timeout_ms);
-  // The task has completed: the entry is empty again (the task block is the caller's to free).
+  // By its worker. The task can no longer be rolled back: a side effect escaped, or it writes in place.
+  void forbid_rollback(const Entry& entry) noexcept;
+  // By its worker: decides that it has returned, with this completion block. False if it was declared lost
+  // before: the worker has been fenced, and nothing that it did counts.
+  [[nodiscard]] bool returned(const Entry& entry, const GlobalPointer& completion) noexcept;
+  // The completion has arrived, or nobody is left to get it: the entry is empty again (the task block is the
+  // caller's to free).
   void finish(const Entry& entry) noexcept;
   // Takes back one entry that still waits (cancel). False if it runs already.
   bool withdraw(const GlobalPointer& task) noexcept;
-  // What a dead process was running (the caller completes their records as lost) and its reserved entries:
-  // all are empty when it returns, finish() on them does nothing.
-  std::vector<Entry> reap(heap::ProcessId dead);
+  // A dead process's reserved entries are empty when it returns; what it was running stays until the caller,
+  // its reaper, has decided each one's fate and calls finish() or run_again().
+  std::vector<Held> reap(heap::ProcessId dead);
+  // By the reaper: stores a fate that protocol::apply() gave for the one that was read.
+  void decide(const Held& held, const protocol::TaskRecord& fate) noexcept;
+  // By the reaper: the task waits again, at its old place in the order, with one retry less if it had begun.
+  void run_again(const Held& held) noexcept;
+  // Whether some entry answers for this record's task. Looks at every entry.
+  [[nodiscard]] bool knows(const GlobalPointer& record) const noexcept;
 
   [[nodiscard]] std::uint32_t ready() const noexcept;    // looks at the entries between head and tail
   [[nodiscard]] std::uint32_t running() const noexcept;  // looks at every entry: 50 us or so
 
-  // Records, in this partition.
-  static Result<GlobalPointer> make_record(heap::Heap& heap, ServerId target);
-  // pending -> state, with the completion block; wakes the waiter. False (and nothing changed) if it was not
-  // pending or the record is gone: the caller frees its block.
-  static bool complete(heap::Partition& partition, const GlobalPointer& record, RecordState state,
-                       const GlobalPointer& completion) noexcept;
+  // Records, in this partition. `lends`: what the task is lent, with kShared or kMutable; `under`: Record::under.
+  static Result<GlobalPointer> make_record(heap::Heap& heap, ServerId target,
+                                           std::span<const heap::ChildPointer> lends = {}, std::uint64_t under = 0);
+  // pending -> state, with the completion block; wakes the waiter. A dropped record goes with the call.
+  static Delivery complete(heap::Heap& heap, const GlobalPointer& record, RecordState state,
+                           const GlobalPointer& completion) noexcept;
   // Waits for the record to leave pending: timed_out, interrupted or closed otherwise.
   static Result<Record*> wait(heap::Partition& partition, const GlobalPointer& record, std::uint32_t timeout_ms);
   // What wait() would find, without waiting; nothing if the record is gone.
   static std::optional<RecordState> look(heap::Partition& partition, const GlobalPointer& record) noexcept;
-  // Frees the record and, if it has come, the completion nobody has taken; one that comes later is refused.
-  // For a handle that is dropped before its task was joined.
-  static void drop_record(heap::Heap& heap, const GlobalPointer& record, std::vector<GlobalPointer>& remote);
+  // Frees the record and, if it has come, the completion nobody has taken. Before that, the record stays as
+  // dropped, and true is returned. For a handle that is dropped before its task was joined.
+  static bool drop_record(heap::Heap& heap, const GlobalPointer& record, std::vector<GlobalPointer>& remote);
+  // The record behind a pointer, null if it is gone or none.
+  static Record* find_record(const heap::Partition& partition, const GlobalPointer& record) noexcept;
 
  private:
   class Ring;

@@ -16,10 +16,13 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little,
               "the futex is the low half of the outcome, which comes first");
-static_assert(sizeof(Record) == 40);
+static_assert(sizeof(Record) == 56);
 
 // pending: the record's colour above two zero bits (two bits of the incarnation fall out, the counter stays).
 constexpr std::uint64_t pending_word(Colour record) noexcept { return record << 2; }
+constexpr std::uint64_t dropped_word(Colour record) noexcept {
+  return pending_word(record) | static_cast<std::uint64_t>(RecordState::dropped);
+}
 // otherwise: where the completion block is, in units of its alignment, above the state.
 constexpr std::uint64_t outcome_word(RecordState state, const GlobalPointer& completion) noexcept {
   const std::uint64_t units = completion.is_null() ? 0 : completion.address.offset_bytes() / kBlockAlignment;
@@ -35,8 +38,10 @@ const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
 }
 
+}  // namespace
+
 // A peer may name any block as a record: only one made by make_record() is.
-Record* find_record(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
+Record* Queue::find_record(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
   Result<heap::Block> found = partition.find(pointer.address, pointer.colour);
   if (!found.ok() || found.value().header().codec != kRecordCodec) return nullptr;
   if (found.value().header().buffer_count != 1 || found.value().buffer(0).size() != sizeof(Record))
@@ -44,28 +49,34 @@ Record* find_record(const heap::Partition& partition, const GlobalPointer& point
   return reinterpret_cast<Record*>(found.value().buffer(0).data());
 }
 
-}  // namespace
-
-Result<GlobalPointer> Queue::make_record(heap::Heap& heap, ServerId target) {
+Result<GlobalPointer> Queue::make_record(heap::Heap& heap, ServerId target,
+                                         std::span<const heap::ChildPointer> lends, std::uint64_t under) {
   const std::array<std::uint64_t, 1> sizes = {sizeof(Record)};
-  const Result<Address> address = heap.allocate({.codec = kRecordCodec, .buffer_bytes = sizes});
+  const Result<Address> address = heap.allocate(
+      {.codec = kRecordCodec, .child_count = static_cast<std::uint32_t>(lends.size()), .buffer_bytes = sizes});
   if (!address.ok()) return address.status();
   const heap::Block block(heap.partition().writable(address.value().offset_bytes()));
+  std::copy(lends.begin(), lends.end(), block.children().begin());
   auto* record = new (block.buffer(0).data()) Record{};
   record->server = target;
+  record->under = under;
   const GlobalPointer pointer = heap.publish(address.value());
   record->state.word.store(pending_word(pointer.colour));  // nobody else knows the pointer yet
   return pointer;
 }
 
-bool Queue::complete(heap::Partition& partition, const GlobalPointer& record, RecordState state,
-                     const GlobalPointer& completion) noexcept {
-  Record* found = find_record(partition, record);
-  if (found == nullptr || state == RecordState::pending) return false;
+Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordState state,
+                         const GlobalPointer& completion) noexcept {
+  Record* found = find_record(heap.partition(), record);
+  if (found == nullptr || state == RecordState::pending) return Delivery::repeated;
   std::uint64_t expected = pending_word(record.colour);
-  if (!found->state.word.compare_exchange_strong(expected, outcome_word(state, completion))) return false;
-  futex_wake(futex_of(*found), kEverybody);
-  return true;
+  if (found->state.word.compare_exchange_strong(expected, outcome_word(state, completion))) {
+    futex_wake(futex_of(*found), kEverybody);
+    return Delivery::applied;
+  }
+  // Freeing the record decides between two that come for a dropped one.
+  const bool was_dropped = expected == dropped_word(record.colour);
+  return was_dropped && heap.free_shallow(record).ok() ? Delivery::unwanted : Delivery::repeated;
 }
 
 Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& pointer,
@@ -102,20 +113,21 @@ std::optional<RecordState> Queue::look(heap::Partition& partition, const GlobalP
   return found->state.load();
 }
 
-void Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {
+bool Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {
   heap::Partition& partition = heap.partition();
   Record* record = find_record(partition, pointer);
-  if (record == nullptr) return;
+  if (record == nullptr) return false;
   std::uint64_t word = pending_word(pointer.colour);
-  if (!record->state.word.compare_exchange_strong(word, outcome_word(RecordState::dropped, {}))) {
-    // It has completed. If wait() has looked, the colour says whether the completion is still what it was.
-    const Address address = completion_of(partition.server(), word);
-    Result<heap::Block> block = partition.find(address, record->colour.load());
-    if (block.ok()) {
-      static_cast<void>(heap.free({address, block.value().header().state.load(), 0}, remote));
-    }
+  if (record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour))) return true;
+  if (word == dropped_word(pointer.colour)) return true;
+  // It has completed. If wait() has looked, the colour says whether the completion is still what it was.
+  const Address address = completion_of(partition.server(), word);
+  Result<heap::Block> block = partition.find(address, record->colour.load());
+  if (block.ok()) {
+    static_cast<void>(heap.free({address, block.value().header().state.load(), 0}, remote));
   }
   static_cast<void>(heap.free_shallow(pointer));
+  return false;
 }
 
 }  // namespace drust::tasks

@@ -91,6 +91,7 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       header.argument = static_cast<std::uint16_t>(1 + dice.below(2));
       if (!dice.once_in(4)) body = sample;
       break;
+    case wire::Operation::inquire: header = request(operation, record); break;
     case wire::Operation::control: append_random(body, dice, dice.below(200)); break;
     case wire::Operation::ping:
     case wire::Operation::count_: break;

@@ -70,7 +70,7 @@ namespace {
         const GlobalPointer root = make_block(heap, bytes, children);
         if (root.is_null()) break;
         for (const GlobalPointer& child : children)
-          heap.set_owner(child, owner_word(OwnerKind::parent, process.value()));
+          heap.set_owner(child, parent_word(root.address));
         mine.push_back(root);
         break;
       }

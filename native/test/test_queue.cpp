@@ -14,7 +14,9 @@
 
 using namespace drust;
 using namespace drust::heap;
+using tasks::Delivery;
 using tasks::Entry;
+using tasks::Held;
 using tasks::Queue;
 using tasks::Record;
 using tasks::RecordState;
@@ -141,10 +143,12 @@ TEST("reaping returns what the dead process ran, in order, and leaves the others
   const auto first = second.queue.take(0);
   CHECK(second.queue.take(0).ok());
   host.partition->declare_dead(second.process);
-  const std::vector<Entry> ran = queue.reap(second.process);
+  const std::vector<Held> ran = queue.reap(second.process);
   if (!CHECK_EQ(ran.size(), 2U)) return;
-  CHECK(ran[0].task == task(1) && ran[1].task == task(2));
-  CHECK(ran[0].worker == second.process);
+  CHECK(ran[0].entry.task == task(1) && ran[1].entry.task == task(2));
+  CHECK(ran[0].entry.worker == second.process);
+  CHECK_EQ(queue.running(), 3U);  // until each one's fate is decided
+  for (const Held& held : ran) queue.finish(held.entry);
   CHECK_EQ(queue.running(), 1U);
   CHECK_EQ(queue.ready(), 3U);  // what it had pushed still waits
   queue.finish(first.value());  // late, from nowhere: not anybody's entry any more
@@ -167,6 +171,68 @@ TEST("an entry that a dead producer had reserved is empty again after the reapin
   host.partition->declare_dead(second.process);
   CHECK(queue.reap(second.process).empty());
   CHECK_EQ(first_entry.load() & 7U, 0U);
+}
+
+TEST("a task's fate is decided once: by its worker, or by whoever reaps it") {
+  Host host;
+  Queue queue(*host.heap);
+  Second second(host);
+  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), 2).ok());
+  const auto first = second.queue.take(0);
+  const auto other = second.queue.take(0);
+  CHECK(second.queue.take(0).ok());
+  CHECK(second.queue.returned(first.value(), task(50)));
+  CHECK(!second.queue.returned(first.value(), task(51)));
+  second.queue.forbid_rollback(other.value());
+  host.partition->declare_dead(second.process);
+  const std::vector<Held> held = queue.reap(second.process);
+  if (!CHECK_EQ(held.size(), 3U)) return;
+  CHECK(held[0].fate.phase == protocol::TaskPhase::Returned);
+  CHECK(held[0].completion == task(50));  // it died before its completion arrived: the entry still has it
+  CHECK(held[1].fate.phase == protocol::TaskPhase::Running && held[1].fate.forbidden);
+  CHECK(!held[2].fate.forbidden);
+  CHECK_EQ(held[2].retries, 2U);
+  const auto lost = protocol::apply(held[1].fate, protocol::TaskEvent::WorkerLost);
+  queue.decide(held[1], lost.record);
+  CHECK(!second.queue.returned(other.value(), task(52)));  // a worker that was only stopped finds itself fenced
+}
+
+TEST("a task that runs again keeps its place and has one retry less, none if it had not begun") {
+  Host host;
+  Queue queue(*host.heap);
+  Second second(host);
+  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), 2).ok());
+  CHECK(second.queue.take(0).ok());
+  host.partition->declare_dead(second.process);
+  std::vector<Held> held = queue.reap(second.process);
+  if (!CHECK_EQ(held.size(), 1U)) return;
+  queue.run_again(held[0]);
+  CHECK_EQ(queue.running(), 0U);
+  Second third(host);
+  const auto again = third.queue.take(0);
+  CHECK(again.ok() && again.value().task == task(0));
+  host.partition->declare_dead(third.process);
+  held = queue.reap(third.process);
+  if (!CHECK_EQ(held.size(), 1U)) return;
+  CHECK_EQ(held[0].retries, 1U);
+  held[0].fate = {};  // as if it had died before its first instruction
+  queue.run_again(held[0]);
+  Second fourth(host);
+  CHECK(fourth.queue.take(0).ok());
+  host.partition->declare_dead(fourth.process);
+  CHECK_EQ(queue.reap(fourth.process)[0].retries, 1U);
+}
+
+TEST("a queue knows the records of the tasks it has, waiting or running, and no others") {
+  Host host;
+  Queue queue(*host.heap);
+  CHECK(!queue.knows(record(1)));
+  CHECK(queue.push(task(1), record(1)).ok());
+  CHECK(queue.knows(record(1)) && !queue.knows(record(2)));
+  const auto entry = queue.take(0);
+  CHECK(queue.knows(record(1)));
+  queue.finish(entry.value());
+  CHECK(!queue.knows(record(1)));
 }
 
 TEST("many producers and consumers lose no task and run none twice") {
@@ -210,9 +276,9 @@ TEST("a record is completed once, by whoever is first, and the join sees that ou
   const GlobalPointer completion = make_block(*host.heap, 300);
   CHECK(Queue::wait(*host.partition, made.value(), 0).status().code() == Code::timed_out);
   CHECK(Queue::look(*host.partition, made.value()) == RecordState::pending);
-  CHECK(!Queue::complete(*host.partition, made.value(), RecordState::pending, completion));
-  CHECK(Queue::complete(*host.partition, made.value(), RecordState::done, completion));
-  CHECK(!Queue::complete(*host.partition, made.value(), RecordState::lost, {}));
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::pending, completion) != Delivery::applied);
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::done, completion) == Delivery::applied);
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::lost, {}) != Delivery::applied);
   const auto joined = Queue::wait(*host.partition, made.value(), 0);
   if (!CHECK(joined.ok())) return;
   const Record& outcome = *joined.value();
@@ -224,7 +290,7 @@ TEST("a record is completed once, by whoever is first, and the join sees that ou
 TEST("a lost task's record has no completion block") {
   Host host;
   const auto made = Queue::make_record(*host.heap, 5);
-  CHECK(Queue::complete(*host.partition, made.value(), RecordState::lost, {}));
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::lost, {}) == Delivery::applied);
   const auto joined = Queue::wait(*host.partition, made.value(), 0);
   CHECK(joined.ok() && joined.value()->state.load() == RecordState::lost &&
         joined.value()->completion().is_null());
@@ -235,15 +301,15 @@ TEST("a completion for a record that is gone, or for a block that is no record, 
   const auto made = Queue::make_record(*host.heap, 5);
   const GlobalPointer completion = make_block(*host.heap, 300);
   CHECK(host.heap->free_shallow(made.value()).ok());
-  CHECK(!Queue::complete(*host.partition, made.value(), RecordState::done, completion));
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::done, completion) != Delivery::applied);
   const auto next = Queue::make_record(*host.heap, 6);  // at the same address
   CHECK_EQ(next.value().address.raw(), made.value().address.raw());
-  CHECK(!Queue::complete(*host.partition, made.value(), RecordState::done, completion));
+  CHECK(Queue::complete(*host.heap, made.value(), RecordState::done, completion) != Delivery::applied);
   CHECK(Queue::look(*host.partition, next.value()) == RecordState::pending);
   CHECK(!Queue::look(*host.partition, made.value()).has_value());
   CHECK(Queue::wait(*host.partition, made.value(), 0).status().code() == Code::not_found);
   const GlobalPointer plain = make_block(*host.heap, sizeof(Record));
-  CHECK(!Queue::complete(*host.partition, plain, RecordState::done, completion));
+  CHECK(Queue::complete(*host.heap, plain, RecordState::done, completion) != Delivery::applied);
 }
 
 TEST("a join sleeps until the completion, and ends when the partition closes") {
@@ -251,7 +317,7 @@ TEST("a join sleeps until the completion, and ends when the partition closes") {
   const auto first = Queue::make_record(*host.heap, 3);
   const auto never = Queue::make_record(*host.heap, 3);
   std::thread worker([&] {
-    CHECK(Queue::complete(*host.partition, first.value(), RecordState::done, {}));
+    CHECK(Queue::complete(*host.heap, first.value(), RecordState::done, {}) == Delivery::applied);
     host.partition->close();
   });
   CHECK(Queue::wait(*host.partition, first.value(), 60'000).ok());
@@ -290,22 +356,24 @@ TEST("a dropped record takes its completion along, or refuses it when it comes l
   std::vector<GlobalPointer> remote;
   const GlobalPointer child = make_block(*host.heap, 10);
   const auto late = Queue::make_record(*host.heap, 3);
-  Queue::drop_record(*host.heap, late.value(), remote);
-  CHECK(!Queue::complete(*host.partition, late.value(), RecordState::done, {}));
+  CHECK(Queue::drop_record(*host.heap, late.value(), remote));
+  CHECK(Queue::wait(*host.partition, late.value(), 0).status().code() == Code::not_found);
+  CHECK(Queue::complete(*host.heap, late.value(), RecordState::done, {}) == Delivery::unwanted);
+  CHECK(Queue::complete(*host.heap, late.value(), RecordState::done, {}) == Delivery::repeated);
   const auto early = Queue::make_record(*host.heap, 3);
-  CHECK(
-      Queue::complete(*host.partition, early.value(), RecordState::done, make_block(*host.heap, 0, {child})));
-  Queue::drop_record(*host.heap, early.value(), remote);
+  CHECK(Queue::complete(*host.heap, early.value(), RecordState::done, make_block(*host.heap, 0, {child})) ==
+        Delivery::applied);
+  CHECK(!Queue::drop_record(*host.heap, early.value(), remote));
   CHECK_EQ(host.partition->live_blocks(), 0U);
   // One whose completion was taken after wait(): what lies at its address now stays.
   const auto read = Queue::make_record(*host.heap, 3);
   const GlobalPointer completion = make_block(*host.heap, 10);
-  CHECK(Queue::complete(*host.partition, read.value(), RecordState::done, completion));
+  CHECK(Queue::complete(*host.heap, read.value(), RecordState::done, completion) == Delivery::applied);
   CHECK(Queue::wait(*host.partition, read.value(), 0).ok());
   CHECK(host.heap->free_shallow(completion).ok());
   const GlobalPointer other = make_block(*host.heap, 10);
   CHECK_EQ(other.address.raw(), completion.address.raw());
-  Queue::drop_record(*host.heap, read.value(), remote);
+  CHECK(!Queue::drop_record(*host.heap, read.value(), remote));
   CHECK_EQ(host.partition->live_blocks(), 1U);
 }
 
@@ -345,7 +413,9 @@ TEST("producers and workers killed at any moment leave no entry that nobody answ
     for (const ProcessInfo& info : host.partition->processes()) {
       if (info.pid != static_cast<std::uint32_t>(pid)) continue;
       host.partition->declare_dead(info.id);
-      ran = static_cast<std::uint32_t>(queue.reap(info.id).size());
+      const std::vector<Held> held = queue.reap(info.id);
+      ran = static_cast<std::uint32_t>(held.size());
+      for (const Held& each : held) queue.finish(each.entry);
       host.heap->adopt(info.id);
       host.partition->release_process(info.id);
     }

@@ -66,14 +66,16 @@ TEST("a request with a wrong magic number, operation, flag or argument is refuse
   for (const Operation operation : every_operation()) {
     CHECK(!is_accepted(operation, [](auto& header) { header.magic ^= 1; }));
     CHECK(!is_accepted(operation, [](auto& header) { header.flags = 1; }));
-    CHECK(!is_accepted(operation, [](auto& header) { header.argument = 3; }));
+    CHECK(!is_accepted(operation, [](auto& header) { header.argument = kRetriesMax + 1; }));
     CHECK(!is_accepted(operation, [](auto& header) { header.operation = 0; }));
     CHECK(!is_accepted(
         operation, [](auto& header) { header.operation = static_cast<std::uint8_t>(Operation::count_); }));
   }
   CHECK(is_accepted(Operation::complete, [](auto& header) { header.argument = 2; }));
   CHECK(!is_accepted(Operation::complete, [](auto& header) { header.argument = 0; }));
-  CHECK(!is_accepted(Operation::submit, [](auto& header) { header.argument = 1; }));
+  CHECK(!is_accepted(Operation::complete, [](auto& header) { header.argument = 3; }));
+  CHECK(is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax; }));
+  CHECK(!is_accepted(Operation::ping, [](auto& header) { header.argument = 1; }));
 }
 
 TEST("a pointer must be a place with a colour and an extent, and only where one belongs") {
@@ -161,6 +163,8 @@ TEST("a free must name a version of a block of that server") {
   CHECK(wire::check(item, 2).ok());
   CHECK(!wire::check(item, 3).ok());
   CHECK(!wire::check({item.address, 5, 0}, 2).ok());
-  CHECK(!wire::check({item.address, item.colour, 2}, 2).ok());
+  CHECK(wire::check({item.address, item.colour, wire::FreeItem::kMade}, 2).ok());
+  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kMade | wire::FreeItem::kShallow}, 2).ok());
+  CHECK(!wire::check({item.address, item.colour, 4}, 2).ok());
   CHECK(!wire::check({Address::make(2, 0).raw(), item.colour, 0}, 2).ok());
 }

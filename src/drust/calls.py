@@ -7,19 +7,24 @@ boxes and big arrays of the result. Nothing of what a pointer names is touched o
 """
 
 import os
+import struct
 import traceback
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from drust import _core, codecs, handles, runtime, shipping
-from drust.errors import InternalError, RemoteTraceback, TaskError
+from drust import _core, codecs, handles, lends, runtime, shipping
+from drust.errors import ConfigError, InternalError, RemoteTraceback, TaskError
 from drust.runtime import Pointer
 
 LENT_SHARED = 2
 LENT_MUTABLE = 4
+UNDO = 16
+PART = 32
+RELEASE_NOTHING = 0
 RELEASE_SHALLOW = 2
 PRE_IMAGE_BYTES_MAX = (
     2**20
@@ -49,10 +54,15 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True):
     function: shipping.FunctionReference
     name: str
     parts: list[PartSpec | None]
+    again: bool = False  # it may be run again: what it gets by value is decoded with memory of its own
 
 
 class CompletionHeader(msgspec.Struct, frozen=True, array_like=True):
-    """The metadata of a completion block. The new pointers of `lends` mutable lends end the child table."""
+    """The metadata of a completion block.
+
+    Its child table ends with the new pointers of `lends` mutable lends and with a block for a
+    `CompletionEnd`, which is null in most.
+    """
 
     raised: bool
     lends: int
@@ -61,9 +71,31 @@ class CompletionHeader(msgspec.Struct, frozen=True, array_like=True):
     apart: bool = False  # the result is a block of its own: child 0
 
 
+class CompletionEnd(msgspec.Struct, frozen=True, array_like=True):
+    """What is known only when the borrows have ended, and is rarely anything."""
+
+    frees: list[tuple[Pointer, bool]] = []  # blocks of pre-images, and whether with all they own
+    poisoned: list[int] = []  # which mutable lends came back half written by a task below
+
+
+class Loss(NamedTuple):
+    """A task that was lost with its worker: what the reaper of its server reports."""
+
+    poisoned: bool
+    pid: int
+    reason: str
+    time: str
+    lends: list[Pointer]
+    """Of every mutable lend, parts included: where it is, under the colour it has now."""
+
+
 _header_encoder = msgspec.msgpack.Encoder()
 _call_decoder = msgspec.msgpack.Decoder(CallHeader)
 _completion_decoder = msgspec.msgpack.Decoder(CompletionHeader)
+_end_decoder = msgspec.msgpack.Decoder(CompletionEnd)
+_LOSS = struct.Struct(
+    "<IIQ"
+)  # as tasks::Loss of native/tasks/queue.hpp: poisoned, pid, nanoseconds since the epoch
 
 
 class _Lend(NamedTuple):
@@ -75,12 +107,22 @@ class Outgoing:
     """A call on its way: what it lends and moves, undone together if it cannot be sent."""
 
     def __init__(
-        self, name: str, target: int, shipped: shipping.Shipped, function: Callable[..., Any]
+        self,
+        name: str,
+        target: int,
+        shipped: shipping.Shipped,
+        function: Callable[..., Any],
+        retries: int = 0,
     ) -> None:
         self.name = name
         self.target = target
+        self.retries = retries
         self.pointer: Pointer = (0, 0, 0)
         self.lends: list[_Lend] = []
+        self.records: list[Child] = []
+        """What the task's record says of each lend: where it was when it was lent."""
+        self.lease: lends.Lease | None = None
+        """The lease of the task that lends on, by this call, what it was lent itself."""
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._function = shipped.reference
@@ -95,12 +137,11 @@ class Outgoing:
         """Whether it must be kept until the task has ended, joined or not: lends, or its function's bytes."""
         return bool(self.lends) or self._kept[0] is not None
 
-    @property
-    def outcome_if_lost(self) -> str:
+    def outcome_of(self, loss: Loss | None) -> str:
         """What becomes of its mutable lends when its worker dies, for the error."""
         mutable = [lend for lend in self.lends if isinstance(lend.guard, _core.RefMut)]
-        if any(lend.in_place for lend in mutable):
-            return "are poisoned where it wrote in place"
+        if loss.poisoned if loss else any(lend.in_place for lend in mutable):
+            return "are poisoned"
         return "were rolled back" if mutable else "have ended"
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,6 +150,12 @@ class Outgoing:
             encoded = codecs.encode_arguments((args, kwargs), _ARGUMENT_HANDLES)
         else:
             encoded = _no_arguments()
+        if self.retries and any(isinstance(handle, _core.Box) for handle, _ in encoded.children):
+            raise ConfigError(
+                variable="retry=",
+                value=str(self.retries),
+                expected="a call that moves no Box (it would die with its worker): lend it, or pass .clone()",
+            )
         parts: list[PartSpec | None] = [None] * len(encoded.children)
         pointers: list[Child] = []
         pin: _core.Pin
@@ -116,18 +163,25 @@ class Outgoing:
             if isinstance(handle, _core.Box):
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
-            else:
-                pin = handle._lend(self)
-                in_place = flags == LENT_MUTABLE and self._in_place(pin)
-                part = handle._part
-                if part is not None:
-                    parts[index] = _part_of(handle, part, pin)
-                    in_place = runtime.server_of(pin.pointer) == self.target
-                self.lends.append(_Lend(handle, in_place))
-            pointers.append((*pin.pointer, flags))
-        header = CallHeader(self._function, self.name, parts)
+                pointers.append((*pin.pointer, flags))
+                continue
+            lent = flags | (UNDO if handle._undo else 0)
+            self.lease = self.lease or handle._box._lease
+            pin = handle._lend(self)
+            in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
+            part = handle._part
+            if part is not None:
+                parts[index] = _part_of(handle, part, pin)
+                in_place = runtime.server_of(pin.pointer) == self.target
+                lent |= PART
+            self.lends.append(_Lend(handle, in_place))
+            pointers.append((*pin.pointer, lent))
+            self.records.append(pointers[-1])
+        header = CallHeader(self._function, self.name, parts, self.retries > 0)
         self._pin = write_block(_core.TASK_CODEC, header, encoded, pointers)
         self.pointer = self._pin.pointer
+        for _, pin, _ in self._moved:
+            pin.let_go()
 
     def _in_place(self, pin: _core.Pin) -> bool:
         """Whether the task will write into the very block, with no pre-image; if not known here, it may."""
@@ -158,17 +212,50 @@ class Outgoing:
         self._moved.clear()
         self.lends.clear()
 
-    def ended(self, completion: "Completion | None") -> None:
-        """Ends every lend: with the pointers its completion brought; undone or poisoned if it was lost."""
-        pointers = iter(completion.lends if completion is not None else ())
-        for guard, in_place in self.lends:
-            if completion is None:
-                guard._end_lend(self, "poisoned" if in_place else "rolled_back")
-            elif isinstance(guard, _core.RefMut) and guard._part is None:
-                guard._end_lend(self, "committed", next(pointers))
-            else:
+    def committed(self, completion: "Completion") -> None:
+        """Ends every lend with the pointer that its completion brought; frees what only a pre-image was."""
+        index = 0
+        for guard, _ in self.lends:
+            if not isinstance(guard, _core.RefMut) or guard._part is not None:
                 guard._end_lend(self, "committed")
+                continue
+            pointer = completion.lend(index, guard._box)
+            if index in completion.end.poisoned:
+                guard._end_lend(self, "poisoned", pointer, {"task": f"a task below {self.name}"})
+            else:
+                guard._end_lend(self, "committed", pointer)
+            index += 1
         self.lends.clear()
+        if self.lease is not None:
+            self.lease.frees.extend(completion.end.frees)
+        else:
+            for pointer, tree in completion.end.frees:
+                runtime.current().free(pointer, shallow=not tree)
+
+    def lost(self, loss: Loss | None) -> None:
+        """Ends every lend of a task that will not return: all rolled back, or all poisoned.
+
+        Args:
+            loss: what the server of the task reports; None if that is lost too: then what it may have written
+                in place is poisoned.
+        """
+        index = 0
+        for guard, in_place in self.lends:
+            is_mutable = isinstance(guard, _core.RefMut)
+            pointer = None
+            if is_mutable and loss is not None:
+                pointer, index = loss.lends[index] if index < len(loss.lends) else None, index + 1
+            if is_mutable and (loss.poisoned if loss else in_place):
+                guard._end_lend(self, "poisoned", pointer, self._poison(loss))
+            else:
+                guard._end_lend(self, "rolled_back")
+        self.lends.clear()
+
+    def _poison(self, loss: Loss | None) -> dict[str, str]:
+        if loss is None:
+            return {"task": f"task {self.name}", "worker": f"server {self.target}"}
+        worker = f"worker (pid {loss.pid}) on server {self.target}"
+        return {"task": f"task {self.name}", "worker": worker, "reason": loss.reason, "time": loss.time}
 
 
 def _never(wait_ms: int = 0) -> bool:
@@ -210,16 +297,34 @@ class Completion:
         self._pin = pin
         self._header = header
         children = pin.children
-        self._result_children = children[: len(children) - header.lends]
-        self.lends: list[Pointer] = [child[:3] for child in children[len(children) - header.lends :]]
+        self._first_lend = len(children) - header.lends - 1
+        self.end = CompletionEnd()
+        if children[-1][0]:
+            self.end = _end_decoder.decode(handles.take_value(children[-1][:3]))
+            runtime.current().take_child(pin.pointer, len(children) - 1)
+
+    def lend(self, index: int, box: "_core.Box[Any]") -> "Pointer | _core.Pin":
+        """Where mutable lend `index` is now. This process's death frees it if it is the owner's."""
+        child = self._first_lend + index
+        *where, flags = self._pin.children[child]
+        pointer = (where[0], where[1], where[2])
+        before = box._pin
+        is_new = flags & (LENT_SHARED | LENT_MUTABLE) == LENT_MUTABLE
+        is_elsewhere = runtime.server_of(pointer) != runtime.current().server
+        if is_new and is_elsewhere and before is not None and box._lease is None:
+            return _core.Pin.hold(pointer, before.on_release, self._pin, child)
+        return pointer
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """(result, None) or (None, error). Decodes once; the boxes in it are this process's now."""
         try:
             if self._header.apart:
-                return handles.take_value(self._result_children[0][:3]), None
+                pointer = self._pin.children[0][:3]
+                value = handles.take_value(pointer)
+                runtime.current().take_child(self._pin.pointer, 0)
+                return value, None
             value = codecs.pickling.PickleCodec().decode(
-                self._pin, True, lambda child: handles.receive(self._result_children[child][:3])
+                self._pin, True, lambda child: handles.receive(self._pin, child)
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the join is told
             what = "what it raised" if self._header.raised else "its result"
@@ -246,6 +351,17 @@ def open_completion(here: _core.Runtime, pointer: Pointer) -> Completion:
     return Completion(pin, _completion_decoder.decode(pin.meta))
 
 
+def open_loss(here: _core.Runtime, pointer: Pointer) -> Loss | None:
+    """The report of a lost task that has come to this partition; None if its server had no room for one."""
+    if not pointer[0]:
+        return None
+    pin = here.open(pointer, False, RELEASE_SHALLOW)
+    poisoned, pid, at_ns = _LOSS.unpack_from(pin.meta)
+    time = datetime.fromtimestamp(at_ns / 1e9).astimezone().isoformat(" ", "seconds")
+    lends = [child[:3] for child in pin.children]
+    return Loss(bool(poisoned), pid, pin.meta[_LOSS.size :].decode(errors="replace"), time, lends)
+
+
 class Incoming(NamedTuple):
     """A call as its worker sees it."""
 
@@ -254,18 +370,20 @@ class Incoming(NamedTuple):
 
 
 def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
-    """The call block behind a queue entry; this worker frees it when it is done."""
-    pin = here.open(pointer, True, RELEASE_SHALLOW)
+    """The call block behind a queue entry, which owns it until the task has ended."""
+    pin = here.open(pointer, True, RELEASE_NOTHING)
     return Incoming(_call_decoder.decode(pin.meta), pin)
 
 
-def open_lent(here: _core.Runtime, pointer: Pointer, mutable: bool, part: PartSpec | None) -> handles.Lent:
+def open_lent(
+    here: _core.Runtime, pointer: Pointer, flags: int, part: PartSpec | None, lease: lends.Lease
+) -> lends.Lent:
     """What a task borrows, ready for its function."""
     if part is None:
-        return handles.Lent(pointer, mutable)
+        return lends.Lent(pointer, bool(flags & LENT_MUTABLE), lease, undo=bool(flags & UNDO))
     if runtime.server_of(pointer) == here.server:
-        return handles.LentPart(pointer, part.start, part.stop, part.axis)
-    return handles.TravellingPart(pointer, part.region, part.layout)
+        return lends.LentPart(pointer, part.start, part.stop, part.axis, lease)
+    return lends.TravellingPart(pointer, part.region, part.layout, lease)
 
 
 @cache
@@ -318,7 +436,7 @@ class Outcome:
 
     def _encode(self, value: Any, text: str, *, raised: bool, remote: bool) -> _core.Draft:
         header = CompletionHeader(raised, self._lends, worker_name(), text)
-        room: list[Child] = [(0, 0, 0, LENT_MUTABLE)] * self._lends
+        room: list[Child] = [(0, 0, 0, LENT_SHARED)] * (self._lends + 1)
         if remote and not raised:
             whole = _nothing() if value is None else codecs.encode(value)
             if whole.nbytes > APART_BYTES:
@@ -343,14 +461,25 @@ class Outcome:
             box._transfer_undone(pin, kept)
         self._moved.clear()
 
-    def publish(self, lends: list[Pointer]) -> _core.Pin:
-        """The completion block, with the new pointers of the mutable lends."""
-        first = len(self._moved) + (self._apart is not None)
-        for index, pointer in enumerate(lends, first):
-            self._draft.set_child(index, (*pointer, 0))
+    def publish(self, lends: list[tuple[Pointer, bool]], end: CompletionEnd) -> _core.Pin:
+        """The completion block.
+
+        Args:
+            lends: where each mutable lend is now, and whether that is a new version.
+            end: what else its receiver must know.
+        """
+        index = len(self._moved) + (self._apart is not None)
+        for pointer, is_new in lends:
+            self._draft.set_child(index, (*pointer, LENT_MUTABLE if is_new else LENT_SHARED))
+            index += 1
+        last: _core.Pin | None = None
+        if end.frees or end.poisoned:
+            last = handles.write_encoded(codecs.encode(_header_encoder.encode(end)))
+            self._draft.set_child(index, (*last.pointer, 0))
         pin = self._draft.publish()
         for _, moved, _ in self._moved:
             moved.disown()
-        if self._apart is not None:
-            self._apart.disown()
+        for kept in (self._apart, last):
+            if kept is not None:
+                kept.disown()
         return pin

@@ -317,15 +317,19 @@ class DeadProcessError(ClusterError):
     process: str = "a process"
 
 
-class PoisonError(ClusterError):
-    """A writer died half way: the value may be inconsistent."""
+class PoisonedError(ClusterError):
+    """A task was lost while it wrote the value in place: it may be half written."""
 
-    template = "{object} is poisoned: {holder} ended while writing it[ since {location}]"
-    advice = "Give it a value again with replace()."
+    template = (
+        "{object} is poisoned: {task} was lost while writing it[, with {worker}][ ({reason})][ at {time}]"
+    )
+    advice = "Accept what is there with recover(), or give it a value again with replace()."
 
     object: str = "this value"
-    holder: str = "a writer"
-    location: str = ""  # where its borrow or lock began
+    task: str = "a task"
+    worker: str = ""  # `worker (pid 4711) on server 1`
+    reason: str = ""  # `killed by SIGKILL`
+    time: str = ""  # local time, ISO 8601
 
 
 class AuthenticationError(ClusterError):

@@ -4,17 +4,17 @@ One thread runs tasks at a time (the GIL allows no more); when a task blocks in 
 over until the first goes on. A thread that finds another one taking tasks already, ends.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from drust import _core, blocking, calls, codecs, handles, runtime, shipping
-from drust.errors import ClosedError
-from drust.runtime import Pointer
+from drust import _core, blocking, calls, codecs, handles, lends, runtime, shipping
+from drust.errors import ClosedError, WorkerLostError
 
 _TAKE_MS = 60_000
-_DONE = 1
+_FENCED = 3  # the exit status of a worker that was declared lost while it ran
 TASKS_RUN = _core.COUNTER_NAMES.index("tasks_run")
 
 
@@ -77,31 +77,37 @@ def work() -> None:
 
 
 def run_task(here: _core.Runtime, entry: _core.TaskEntry) -> None:
-    """Runs one task and completes its record, whatever the task does."""
-    record = entry.record
-    completion = _run(here, entry.task, remote=runtime.server_of(record) != here.server)
+    """Runs one task and completes its record, whatever the task does.
+
+    A worker that was declared lost meanwhile (it had been stopped for too long) has lost its borrows to
+    others: it ends before it can touch anything.
+    """
+    remote = runtime.server_of(entry.record) != here.server
+    call = calls.open_call(here, entry.task)
+    completion = _run(here, entry, call, remote=remote)
     pointer = completion.pointer
     completion.disown()
     here.count(TASKS_RUN)
-    here.finish(entry)
-    here.complete(record, _DONE, pointer)
+    try:
+        here.give_home(entry, pointer)
+    except WorkerLostError:
+        os._exit(_FENCED)
+    call.pin.set_release(calls.RELEASE_SHALLOW)
 
 
-def _run(here: _core.Runtime, task: Pointer, *, remote: bool) -> _core.Pin:
+def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, remote: bool) -> _core.Pin:
     """Calls the function and writes what it left. New pointers of mutable lends come in the call's order."""
-    call = calls.open_call(here, task)
     children = call.pin.children
     parts = call.header.parts
-    mutable = [i for i, child in enumerate(children) if child[3] == calls.LENT_MUTABLE and parts[i] is None]
-    opened: list[tuple[int, handles.Lent]] = []
+    mutable = [i for i, child in enumerate(children) if child[3] & calls.LENT_MUTABLE and parts[i] is None]
+    lease = lends.Lease(here, entry)
+    opened: list[tuple[int, lends.Lent]] = []
 
     def load(child: int) -> object:
-        pointer, flags = children[child][:3], children[child][3]
-        if not flags:
-            box = handles.receive(pointer)
-            here.take_child(task, child)
-            return box
-        lent = calls.open_lent(here, pointer, flags == calls.LENT_MUTABLE, parts[child])
+        flags = children[child][3]
+        if not flags & (calls.LENT_SHARED | calls.LENT_MUTABLE):
+            return handles.receive(call.pin, child)
+        lent = calls.open_lent(here, children[child][:3], flags, parts[child], lease)
         opened.append((child, lent))
         return lent.value
 
@@ -110,23 +116,34 @@ def _run(here: _core.Runtime, task: Pointer, *, remote: bool) -> _core.Pin:
     args = kwargs = None
     try:
         function = shipping.resolve(call.header.function)
-        args, kwargs = codecs.pickling.PickleCodec().decode(call.pin, True, load)
+        block = handles.PrivateBytes(call.pin) if call.header.again else call.pin
+        args, kwargs = codecs.pickling.PickleCodec().decode(block, True, load)
         result = function(*args, **kwargs)
     except BaseException as failure:  # noqa: BLE001 - SystemExit too ends the task, not the worker
         error = failure
+    lease.drain()
     outcome = calls.Outcome(result, error, len(mutable), remote=remote)
     if error is not None:
         _forget_arguments(error)
     args = kwargs = result = error = None
-    ended: dict[int, Pointer] = {}
+    ended: dict[int, lends.Lent] = {}
     for child, lent in opened:
         try:
             lent.end()
         except Exception as failure:  # noqa: BLE001 - a borrow that cannot end well fails the task
             outcome.undo()
             outcome = calls.Outcome(None, failure, len(mutable), remote=remote)
-        ended[child] = lent.pointer
-    return outcome.publish([ended.get(child, children[child][:3]) for child in mutable])
+        ended[child] = lent
+    where: list[tuple[runtime.Pointer, bool]] = []
+    poisoned: list[int] = []
+    for index, child in enumerate(mutable):
+        before = children[child][:3]
+        lent_here = ended.get(child)
+        now = before if lent_here is None else lent_here.pointer
+        where.append((now, now[0] != before[0]))
+        if lent_here is not None and lent_here.is_poisoned:
+            poisoned.append(index)
+    return outcome.publish(where, calls.CompletionEnd(lease.frees, poisoned))
 
 
 def _forget_arguments(error: BaseException) -> None:

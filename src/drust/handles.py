@@ -34,7 +34,7 @@ from drust.errors import (
     InternalError,
     MovedError,
     PickledBoxError,
-    PoisonError,
+    PoisonedError,
     RevokedError,
     StaleViewError,
     StaleViewWarning,
@@ -42,6 +42,9 @@ from drust.errors import (
 from drust.runtime import Pointer
 
 NOTHING, FREE_TREE, FREE_SHALLOW = 0, 1, 2  # what a Pin's end does, as in native/bind/runtime.hpp
+
+KEPT = 8  # of a child pointer: in a version that a borrower made, the pre-image owns the child as well
+BORROWED = 2 | 4  # of a child pointer: the block does not own the child
 
 Access: TypeAlias = Literal["owned", "shared", "mutable"]
 Region: TypeAlias = tuple[int, int, int, int]
@@ -57,7 +60,7 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     def pointer_of(child: "_core.Box[Any]", flags: int) -> tuple[int, int, int, int]:
         pin = child._publish()
         owned.append(pin)
-        return (*pin.pointer, flags)
+        return (*pin.pointer, flags | KEPT if child._kept else flags)
 
     block = codecs.write(runtime.current(), encoded, pointer_of)
     for pin in owned:
@@ -130,7 +133,7 @@ def zeros(
 # -- values out of the heap --------------------------------------------------------------------------------
 
 
-class _PrivateBytes:
+class PrivateBytes:
     """A block as a codec sees it that is to be changed as a Python object: its buffers are copies.
 
     Else a borrower would change arrays inside a dict in the very block that is its lender's pre-image.
@@ -157,18 +160,21 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     source = pin
     here = runtime.current()
     if pin.local is None:
-        source = here.take(pin.pointer) if writable else here.fetch(pin.pointer)
+        source = here.take(pin.pointer, box._lease is not None) if writable else here.fetch(pin.pointer)
     if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
         view = source.as_writable() if writable else source
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)
         runtime.count("decodes")
         return
     owns_children = pin.on_release == FREE_TREE
+    is_lent = box._lease is not None
 
     def child(index: int) -> "_core.Box[Any]":
-        return hold(source.children[index][:3], "owned", owns_children and writable, box)
+        flags = source.children[index][3]
+        kept = is_lent and bool(flags & KEPT)
+        return hold(source.children[index][:3], "owned", owns_children and writable, box, kept=kept)
 
-    block = _PrivateBytes(source) if writable else source
+    block = PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
     box._install(value, source, False, writable)
     if owns_children and writable and source.children:
@@ -176,23 +182,51 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
 
 
 def hold(
-    pointer: Pointer, access: Access, owns: bool = True, parent: "_core.Box[Any] | None" = None
+    pointer: Pointer,
+    access: Access,
+    owns: bool = True,
+    parent: "_core.Box[Any] | None" = None,
+    *,
+    lease: object = None,
+    undo: bool = False,
+    kept: bool = False,
+    holder: "tuple[_core.Pin, int] | None" = None,
 ) -> "_core.Box[Any]":
-    """A handle for a value that came from elsewhere, wherever it lies. No message."""
+    """A handle for a value that came from elsewhere, wherever it lies. No message.
+
+    Args:
+        pointer: where it is.
+        access: what the handle may do.
+        owns: whether the handle's end frees the value.
+        parent: the Box whose value it lies in.
+        lease: the task that it was lent to.
+        undo: keep its pre-image whatever its size.
+        kept: its block belongs to the pre-image of its parent.
+        holder: the block here, and the index in its child table, that frees it if this process dies; for a
+            value on another server.
+    """
     here = runtime.current()
     release = FREE_TREE if owns else NOTHING
+    label: str | type
     if runtime.server_of(pointer) == here.server:
         pin = here.open(pointer, False, release)
         label = np.ndarray if pin.codec == codecs.NDARRAY else codecs.codec_name(pin.codec)
     else:
-        pin = _core.Pin.hold(pointer, release)
+        around, index = holder or (None, 0)
+        pin = _core.Pin.hold(pointer, release, around, index)
         label = "remote value"
-    return _core.Box._from_pin(pin, access, label, parent)
+    return _core.Box._from_pin(pin, access, label, parent, undo=undo, lease=lease, kept=kept)
 
 
-def receive(pointer: Pointer) -> "_core.Box[Any]":
-    """The Box of a value that was moved to this process. No message: the value stays where it is."""
-    return hold(pointer, "owned")
+def receive(block: "_core.Pin", index: int) -> "_core.Box[Any]":
+    """The Box that child `index` of a call or completion brought here, wherever it lies. No message."""
+    pointer = block.children[index][:3]
+    here = runtime.current()
+    if runtime.server_of(pointer) != here.server:
+        return hold(pointer, "owned", holder=(block, index))
+    box = hold(pointer, "owned")
+    here.take_child(block.pointer, index)
+    return box
 
 
 def take_value(pointer: Pointer) -> Any:
@@ -203,65 +237,7 @@ def take_value(pointer: Pointer) -> Any:
     else:
         pin = here.take(pointer)
         here.free(pointer, shallow=True)
-    return codecs.decode(pin.as_writable(), True, lambda index: receive(pin.children[index][:3]))
-
-
-# -- what a task was lent ----------------------------------------------------------------------------------
-
-
-class Lent:
-    """A value that this worker's task borrows: `value` for the function, `end()` when it has returned."""
-
-    def __init__(self, pointer: Pointer, mutable: bool) -> None:
-        self.pointer = pointer
-        self._box = hold(pointer, "mutable" if mutable else "shared", owns=False)
-        self._mutable = mutable
-        self._guard = self._box.borrow_mut() if mutable else self._box.borrow()
-        self.value: Any = self._guard.__enter__()
-
-    def end(self) -> Pointer | None:
-        """Ends the borrow; the value's new pointer if it was lent mutably."""
-        self.value = None
-        self._guard.__exit__(None, None, None)
-        if not self._mutable:
-            return None
-        pin, _ = self._box._give_back()
-        pin.disown()
-        self.pointer = pin.pointer
-        return self.pointer
-
-
-class LentPart(Lent):
-    """A part of a split array on this server: written in place."""
-
-    def __init__(self, pointer: Pointer, start: int, stop: int, axis: int) -> None:
-        self.pointer = pointer
-        self._pin = runtime.current().open(pointer, True, NOTHING)
-        whole = codecs.decode(self._pin, True)
-        self.value = whole[(slice(None),) * axis + (slice(start, stop),)]
-
-    def end(self) -> None:
-        """Raises StaleViewError if a view of the part is still alive: it could write into it later."""
-        self.value = None
-        if self._pin.references:
-            raise StaleViewError(object="a part of a split array", location="the task it was lent to")
-
-
-class TravellingPart(Lent):
-    """A part of a split array on another server: comes here with one request, goes back with another."""
-
-    def __init__(self, pointer: Pointer, region: Region, layout: bytes) -> None:
-        self.pointer = pointer
-        self._region = region
-        shape, dtype, order = arrays.unpack_layout(layout)
-        self._bytes = bytearray(region[1] * region[2])
-        runtime.current().read_region(pointer, region, self._bytes)
-        self.value = np.ndarray(shape, dtype, buffer=self._bytes, order="F" if order == "F" else "C")
-
-    def end(self) -> None:
-        """Writes the part back: 1 round trip."""
-        self.value = None
-        runtime.current().write_region(self.pointer, self._region, self._bytes)
+    return codecs.decode(pin.as_writable(), True, lambda index: hold(pin.children[index][:3], "owned"))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -323,7 +299,7 @@ def _conflict(box: "_core.Box[Any] | None", kind: str, message: str, **fields: A
         ):
             return AccessError(object=name, reason=message.partition(": ")[2])
         case "poisoned":
-            return PoisonError(object=name, detail=f"{message}.")
+            return PoisonedError(object=name, **fields.get("poison", {}))
         case "immutable":
             return ImmutableValueError(object=name, detail=f"{message}.")
         case "pickled" | "copied":
@@ -385,6 +361,24 @@ def _clone(box: "_core.Box[Any]") -> object:
     return codecs.decode(_PrivateParts(encoded), True, clones.__getitem__)
 
 
+def _forbid_rollback(box: "_core.Box[Any]") -> None:
+    lease = box._lease
+    if lease is not None:
+        lease.forbid()
+
+
+def _queue_free(box: "_core.Box[Any]", pin: "_core.Pin", tree: bool, pre_image: bool) -> None:
+    lease = box._lease
+    if lease is None:
+        return
+    if pre_image:
+        lease.frees.append((pin.pointer, tree))
+    elif pin.local is not None:
+        lease.frees += [
+            (child[:3], True) for child in pin.children if child[3] & KEPT and not child[3] & BORROWED
+        ]
+
+
 def _count(kind: str, nbytes: int) -> None:
     runtime.count(kind)
     if nbytes:
@@ -400,6 +394,8 @@ _core.set_hooks(
     wait=_wait,
     conflict=_conflict,
     survivors=_survivors,
+    forbid_rollback=_forbid_rollback,
+    queue_free=_queue_free,
 )
 codecs.register_handle(_core.Box)
 codecs.set_importable(shipping.is_importable)

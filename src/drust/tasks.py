@@ -29,7 +29,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOOK_MS = 500  # between looks at whether the server that runs the task is alive
-_PENDING, _DONE, _LOST = 0, 1, 2
+_DONE = 1  # of a record; else its task was lost
+RETRIES_MAX = 1000
 
 _POLLED_PER_SPAWN = 2
 
@@ -86,7 +87,8 @@ class JoinHandle(Generic[T]):
 
         Raises:
             BorrowTimeoutError: a TimeoutError: the task is still running after `timeout`.
-            WorkerLostError: the process that ran it ended.
+            WorkerLostError: the process that ran it ended. What the task was lent mutably is as before, or
+                poisoned where it was being written in place, all of it alike.
             ServerLostError: its server, or this process's, does not answer any more.
             BaseException: whatever the task raised, with the remote traceback as its cause.
         """
@@ -103,6 +105,12 @@ class JoinHandle(Generic[T]):
         return result
 
     result = join
+
+    def wait(self) -> None:
+        """Waits for the task to end, whatever became of it: raises nothing that it raised."""
+        if not self.poll():
+            with blocking.section():
+                self._wait(None, None)
 
     def _wait(self, deadline: float | None, timeout: float | None) -> None:
         while not self._finished:
@@ -129,6 +137,7 @@ class JoinHandle(Generic[T]):
                 )
                 with self._lock:
                     if self._call is not None:
+                        self._call.lost(None)
                         self._settle(None, lost)
 
     def poll(self, wait_ms: int = 0) -> bool:
@@ -146,23 +155,33 @@ class JoinHandle(Generic[T]):
         with self._lock:
             if self._call is None:  # done, or being done further up in this very thread
                 return self._finished
-            state, completion = found
+            state, block = found
+            call = self._call
             if state == _DONE:
-                self._settle(calls.open_completion(self._runtime, completion), None)
+                completion = calls.open_completion(self._runtime, block)
+                call.committed(completion)
+                self._settle(completion, None)
             else:
-                lost = WorkerLostError(
-                    task=self.name, server=f"server {self._server}", outcome=self._call.outcome_if_lost
-                )
-                self._settle(None, lost)
+                loss = calls.open_loss(self._runtime, block)
+                outcome = call.outcome_of(loss)
+                call.lost(loss)
+                self._settle(None, self._lost(loss, outcome))
         return True
 
     def _has_ended(self) -> bool:
         return self._finished
 
+    def _lost(self, loss: calls.Loss | None, outcome: str) -> WorkerLostError:
+        return WorkerLostError(
+            task=self.name,
+            worker=f"the worker (pid {loss.pid})" if loss is not None and loss.pid else "its worker",
+            server=f"server {self._server}",
+            reason=loss.reason if loss is not None else "",
+            outcome=outcome,
+        )
+
     def _settle(self, completion: calls.Completion | None, error: DrustError | None) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call.ended(completion)
+        self._call = None
         if completion is not None:
             self._value, self._error = completion.outcome()
         else:
@@ -183,7 +202,7 @@ class JoinHandle(Generic[T]):
 
 
 def spawn(
-    function: Callable[..., T], /, *args: Any, server: int | None = None, **kwargs: Any
+    function: Callable[..., T], /, *args: Any, server: int | None = None, retry: int = 0, **kwargs: Any
 ) -> JoinHandle[T]:
     """Runs `function(*args, **kwargs)` in a worker.
 
@@ -194,7 +213,10 @@ def spawn(
         function: anything callable. What can be imported travels as its name, else as bytes once a server.
         args: positional arguments.
         server: where to run it; this process's own server unless given.
-        kwargs: keyword arguments, except `server`.
+        retry: how often it may be run again when its worker is lost, for functions that may run twice. Only
+            after all that it was lent mutably was rolled back: what may have been written in place is
+            poisoned instead.
+        kwargs: keyword arguments, except `server` and `retry`.
 
     Returns:
         The handle to join.
@@ -205,6 +227,7 @@ def spawn(
         UnpicklableError: an argument cannot travel. Then nothing was moved or lent.
         CaptureTooLargeError: the function drags a large value along.
         QueueFullError: the server has no room for another task.
+        ConfigError: `retry` with a Box to be moved, which dies with its worker.
 
     Cost: 0 messages on this server, 1 round trip elsewhere, with the small arguments in it.
     """
@@ -213,12 +236,12 @@ def spawn(
     if runtime.config().workers == 0:
         raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
     name = getattr(function, "__qualname__", None) or repr(function)
-    call = calls.Outgoing(name, target, shipping.ship(function), function)
+    call = calls.Outgoing(name, target, shipping.ship(function), function, _check_retry(retry))
     try:
         call.encode(args, kwargs)
-        record = here.make_record(target)
+        record = here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
         try:
-            here.submit(target, call.pointer, record)
+            here.submit(target, call.pointer, record, retry)
         except BaseException:
             here.free(record)
             raise
@@ -227,6 +250,8 @@ def spawn(
         raise
     call.sent()
     handle: JoinHandle[T] = JoinHandle(name, target, record, call)
+    if call.lease is not None:
+        call.lease.below.append(handle)
     if call.must_outlive:
         call.poll = handle.poll
         _poll_the_oldest()
@@ -259,6 +284,13 @@ def _check_server(server: int) -> int:
             variable="server=", value=str(server), expected=f"a server number from 0 to {count - 1}"
         )
     return server
+
+
+def _check_retry(retry: int) -> int:
+    if not isinstance(retry, int) or not 0 <= retry <= RETRIES_MAX:
+        expected = f"how often to run it again, from 0 to {RETRIES_MAX}"
+        raise ConfigError(variable="retry=", value=repr(retry), expected=expected)
+    return retry
 
 
 class Scope:

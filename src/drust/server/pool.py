@@ -30,6 +30,7 @@ DEATHS_WINDOW_S = 10.0
 _BACKOFF_S = 0.1  # doubled at each death that counts
 _END_WITHIN_S = 0.3  # a worker whose lifeline was closed is killed after this
 _READ_BYTES = 64 * 1024
+_TEND_S = 0.05  # between looks at what dead processes still have on loan
 
 
 class Place:
@@ -66,7 +67,7 @@ class Pool:
         self._on_empty: Callable[[], None] | None = None
         self._tasks_run = 0
         self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)  # times of the deaths that count
-        self._reaping: queue.SimpleQueue[tuple[int, Callable[[int], None]]] = queue.SimpleQueue()
+        self._reaping: queue.SimpleQueue[tuple[int, str, Callable[[int], None]]] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
 
     # -- starting --------------------------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class Pool:
             self._collect(place, worker)
             self._check_empty()
         else:
-            self.reap(worker.pid, lambda lost_tasks: self._reaped(place, worker, lost_tasks))
+            self.reap(worker.pid, worker.reason(), lambda lost_tasks: self._reaped(place, worker, lost_tasks))
 
     def _reaped(self, place: Place, worker: process.WorkerProcess, lost_tasks: int) -> None:
         reason = self._collect(place, worker)
@@ -194,21 +195,31 @@ class Pool:
 
     # -- reaping ---------------------------------------------------------------------------------------------
 
-    def reap(self, pid: int, done: Callable[[int], None]) -> None:
-        """Gives back all that process `pid`, now dead, held; `done` gets the number of tasks it ran."""
+    def reap(self, pid: int, reason: str, done: Callable[[int], None]) -> None:
+        """Gives back all that process `pid`, now dead, held; `done` gets the number of tasks it ran.
+
+        `reason` says how it ended, for whoever joins those tasks.
+        """
         if self._reaper is None:
             self._reaper = threading.Thread(target=self._reap_all, name="drust-reaper", daemon=True)
             self._reaper.start()
-        self._reaping.put((pid, done))
+        self._reaping.put((pid, reason, done))
 
     def _reap_all(self) -> None:
+        """What a dead process has on loan is waited for here, with a look now and then."""
+        waiting = 0
         while True:
-            pid, done = self._reaping.get()
+            try:
+                pid, reason, done = self._reaping.get(timeout=_TEND_S if waiting else None)
+            except queue.Empty:
+                waiting = self._plane.tend()
+                continue
             lost_tasks = 0
             for row in self._plane.processes():
                 if row["pid"] == pid:
-                    lost_tasks += self._plane.reap(row["slot"], row["generation"])
+                    lost_tasks += self._plane.reap(row["slot"], row["generation"], pid, reason)
             self._loop.post(functools.partial(done, lost_tasks))
+            waiting = self._plane.tend()
 
     # -- stopping --------------------------------------------------------------------------------------------
 

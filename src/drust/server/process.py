@@ -102,6 +102,12 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):  # it ended before it led a group
             os.killpg(self.pid, signal.SIGKILL)
 
+    def reason(self) -> str:
+        """How it ended, in words, its pid still its own. After its pidfd was readable, before `collect`."""
+        ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        assert ended is not None
+        return describe_exit(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+
     def collect(self) -> str:
         """How it ended, in words. Gives pid and descriptors back; call once, after its pidfd was readable."""
         status = self._process.wait()

@@ -145,7 +145,7 @@ class Supervisor:
 
     def _guest_arrived(self, pid: int) -> None:
         """A process that is not our child may attach now: what it holds is given back when it ends."""
-        self._watch_death(pid, lambda: self._pool.reap(pid, lambda _: None))
+        self._watch_death(pid, lambda: self._pool.reap(pid, "it left", lambda _: None))
 
     def _take_questions(self) -> None:
         while not self._closing.is_set():

@@ -1,0 +1,31 @@
+// How a completion, or the report of a loss, reaches the record that waits for it, and what becomes of its block.
+//
+// A completion's child table has three kinds of pointers: boxes of the result, which the block owns; lends that
+// the task left where they were (kShared); and the new versions of lends that moved (kMutable). A new version is
+// nobody's while it travels: the joiner takes it, or, where nobody joins any more, it goes without the children
+// that it shares with its pre-image. Used by workers, by serving threads and by the reaper, so that it is one rule.
+#pragma once
+
+#include <vector>
+
+#include "heap/heap.hpp"
+#include "server/peers.hpp"
+#include "tasks/queue.hpp"
+
+namespace drust::server {
+
+// The task has returned: the versions that `worker` made in this partition are not its own any more.
+void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::ProcessId worker) noexcept;
+
+// To a record of this partition. Blocks on other servers that go with an unwanted one are appended: whole trees to
+// `remote`, borrowers' versions to `made`.
+void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
+                  const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
+                  std::vector<GlobalPointer>& made) noexcept;
+
+// To a record wherever it is: 0 messages here, else 1 round trip. The block is not the caller's any more, also
+// when its receiver is lost.
+Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
+               const GlobalPointer& completion);
+
+}  // namespace drust::server

@@ -1,0 +1,237 @@
+#include "server/reaper.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "base/limits.hpp"
+#include "server/deliver.hpp"
+
+namespace drust::server {
+namespace {
+
+using heap::ChildPointer;
+using heap::OwnerKind;
+using protocol::TaskEvent;
+using protocol::TaskPhase;
+using protocol::TaskStep;
+using tasks::Queue;
+
+// The mutable lends of a call, in their order, under the colours that their blocks have now: one that was written in
+// place has had another since, and gets a fresh one here, so that whoever clears the poison meets no copy of the
+// version before.
+std::vector<ChildPointer> lends_now(heap::Heap& heap, const GlobalPointer& call, bool is_poisoned) {
+  std::vector<ChildPointer> lends;
+  heap::Partition& partition = heap.partition();
+  const Result<heap::Block> block = partition.find(call.address, call.colour);
+  if (!block.ok()) return lends;
+  for (ChildPointer child : block.value().children()) {
+    if ((child.flags & ChildPointer::kMutable) == 0) continue;
+    const bool is_part = (child.flags & ChildPointer::kPart) != 0;
+    child.flags = ChildPointer::kShared;
+    const Address address(child.address);
+    if (is_poisoned && !is_part && partition.is_local(address)) {
+      if (const Result<heap::Block> lent = partition.find(address, kNoColour); lent.ok()) {
+        const Colour seen = lent.value().header().state.load();
+        if (const auto fresh = heap.recolour({address, seen, child.extent_bytes}); fresh.ok())
+          child.colour = fresh.value().colour;
+      }
+    }
+    lends.push_back(child);
+  }
+  return lends;
+}
+
+Result<GlobalPointer> write_loss(heap::Heap& heap, const std::vector<ChildPointer>& lends, const tasks::Loss& loss,
+                                 const std::string& reason) {
+  const auto meta_bytes = static_cast<std::uint32_t>(sizeof loss + reason.size());
+  const Result<Address> address = heap.allocate({.codec = tasks::kLossCodec,
+                                                 .child_count = static_cast<std::uint32_t>(lends.size()),
+                                                 .meta_bytes = meta_bytes,
+                                                 .buffer_bytes = {}});
+  if (!address.ok()) return address.status();
+  const heap::Block block(heap.partition().writable(address.value().offset_bytes()));
+  std::copy(lends.begin(), lends.end(), block.children().begin());
+  std::memcpy(block.meta().data(), &loss, sizeof loss);
+  std::memcpy(block.meta().data() + sizeof loss, reason.data(), reason.size());
+  return heap.publish(address.value());
+}
+
+}  // namespace
+
+Reaper::Reaper(heap::Heap& heap, tasks::Queue& queue, cache::Copies& copies, Peers& peers)
+    : heap_(heap), queue_(queue), copies_(copies), peers_(peers) {}
+
+void Reaper::send_frees(const std::vector<GlobalPointer>& remote) {
+  for (const GlobalPointer& pointer : remote) peers_.free_later(pointer, false);
+}
+
+std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::string& reason) {
+  heap::Partition& partition = heap_.partition();
+  partition.declare_dead(dead);
+  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}};
+  const std::vector<tasks::Held> held = queue_.reap(dead);
+  drop_records(estate);
+  settle_tasks(estate, held);
+  copies_.reap(dead);
+  std::vector<GlobalPointer> remote;
+  heap_.adopt(dead, &remote);
+  send_frees(remote);
+  partition.release_process(dead);  // the generation keeps telling its blocks from a newcomer's
+  if (go_on(estate)) estates_.push_back(std::move(estate));
+  return held.size();
+}
+
+std::size_t Reaper::tend() {
+  std::erase_if(estates_, [this](Estate& estate) { return !go_on(estate); });
+  return estates_.size();
+}
+
+// Nobody will join: completions that come are freed by who brings them. Those that have come go now.
+void Reaper::drop_records(Estate& estate) {
+  heap::Partition& partition = heap_.partition();
+  std::vector<GlobalPointer> records;
+  partition.each_live_block([&](const heap::BlockInfo& block) {
+    if (block.codec == tasks::kRecordCodec && block.owner == heap::owner_word(OwnerKind::process, estate.dead))
+      records.push_back(block.pointer);
+  });
+  std::vector<GlobalPointer> remote;
+  for (const GlobalPointer& pointer : records) {
+    const tasks::Record* record = Queue::find_record(partition, pointer);
+    const Result<heap::Block> block = partition.find(pointer.address, pointer.colour);
+    if (record == nullptr || !block.ok()) continue;
+    Waiting waiting{.record = pointer,
+                    .target = record->server,
+                    .under = record->under,
+                    .has_lends = block.value().header().child_count > 0,
+                    .is_unsure = false,
+                    .call = {},
+                    .since = Clock::now(),
+                    .looked = Clock::now()};
+    if (const std::uint64_t address = record->call.load(); address != 0) {
+      if (const Result<heap::Block> call = partition.find(Address(address), kNoColour); call.ok()) {
+        const heap::BlockHeader& header = call.value().header();
+        const std::uint64_t owner = header.owner.load();
+        waiting.is_unsure = header.codec == tasks::kTaskCodec &&
+                            (owner == heap::owner_word(OwnerKind::in_transit, estate.dead) ||
+                             heap::owner_kind(owner) == OwnerKind::queue);
+        waiting.call = {Address(address), header.state.load(), header.extent_bytes};
+      }
+    }
+    heap_.set_owner(pointer, heap::owner_word(OwnerKind::none, {}));
+    if (Queue::drop_record(heap_, pointer, remote)) estate.waiting.push_back(waiting);
+  }
+  send_frees(remote);
+}
+
+void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) {
+  for (const tasks::Held& task : held) {
+    if (task.fate.phase == TaskPhase::Queued) {  // it had not begun
+      queue_.run_again(task);
+      continue;
+    }
+    if (task.fate.phase == TaskPhase::Returned) {  // it died before its completion was acknowledged
+      release_versions(heap_, task.completion, estate.dead);
+      static_cast<void>(
+          deliver(heap_, peers_, task.entry.record, tasks::RecordState::done, task.completion));
+      forget_task(task);
+      continue;
+    }
+    const auto is_below = [&](const Waiting& each) { return each.has_lends && each.under == task.entry.id(); };
+    estate.dying.push_back({task, static_cast<std::uint32_t>(std::ranges::count_if(estate.waiting, is_below))});
+    Dying& dying = estate.dying.back();
+    dying.held.fate.below = dying.below;
+    const TaskStep step = protocol::apply(dying.held.fate, TaskEvent::WorkerLost);
+    queue_.decide(task, step.record);
+    dying.held.fate = step.record;
+  }
+}
+
+void Reaper::report(const Estate& estate, const tasks::Held& held, bool is_poisoned) {
+  if (!is_poisoned && held.retries > 0) {
+    queue_.run_again(held);
+    return;
+  }
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const tasks::Loss loss{is_poisoned ? 1U : 0U, estate.pid,
+                         static_cast<std::uint64_t>(
+                             std::chrono::duration_cast<std::chrono::nanoseconds>(now).count())};
+  // Without room for the report the loss is told without it: the joiner then poisons what may have been written.
+  const auto block = write_loss(heap_, lends_now(heap_, held.entry.task, is_poisoned), loss, estate.reason);
+  static_cast<void>(deliver(heap_, peers_, held.entry.record, tasks::RecordState::lost,
+                            block.ok() ? block.value() : GlobalPointer{}));
+  forget_task(held);
+}
+
+// The call block goes, with the boxes in it that the task had not taken out.
+void Reaper::forget_task(const tasks::Held& held) {
+  std::vector<GlobalPointer> remote;
+  static_cast<void>(heap_.free(held.entry.task, remote));
+  send_frees(remote);
+  queue_.finish(held.entry);
+}
+
+// The call of a record never arrived anywhere: what it carried dies with its sender.
+void Reaper::lose_undelivered(const Waiting& waiting) {
+  std::vector<GlobalPointer> remote;
+  static_cast<void>(heap_.free(waiting.call, remote));
+  static_cast<void>(heap_.free_shallow(waiting.record));
+  send_frees(remote);
+}
+
+// Whether the task of a dropped record has ended: whoever completed it has freed the record.
+bool Reaper::has_ended(const Estate& estate, Waiting& waiting) {
+  heap::Partition& partition = heap_.partition();
+  const bool is_here = waiting.target == partition.server();
+  const Clock::time_point now = Clock::now();
+  if (waiting.is_unsure) {
+    const bool is_known = is_here ? queue_.knows(waiting.record) : peers_.inquire(waiting.target, waiting.record).ok();
+    const bool is_gone = Queue::find_record(partition, waiting.record) == nullptr;
+    const bool is_late = is_here || now - waiting.since > std::chrono::milliseconds(kLostCallMs);
+    if (!is_known && !is_gone && !is_late) return false;
+    waiting.is_unsure = false;
+    if (!is_known && !is_gone) {
+      lose_undelivered(waiting);
+      return true;
+    }
+    // It arrived as a copy; the block that was sent is left. (A local one is its entry's.)
+    const std::uint64_t in_transit = heap::owner_word(OwnerKind::in_transit, estate.dead);
+    if (heap_.change_owner(waiting.call, in_transit, heap::owner_word(OwnerKind::none, {})))
+      static_cast<void>(heap_.free_shallow(waiting.call));
+  }
+  if (Queue::find_record(partition, waiting.record) == nullptr) return true;
+  if (is_here || now - waiting.looked < std::chrono::milliseconds(kTargetLookMs)) return false;
+  waiting.looked = now;
+  if (peers_.ping(waiting.target).code() != Code::server_lost) return false;
+  static_cast<void>(heap_.free_shallow(waiting.record));  // and with it whoever would have completed it
+  return true;
+}
+
+// True while something is still out.
+bool Reaper::go_on(Estate& estate) {
+  std::erase_if(estate.waiting, [&](Waiting& waiting) {
+    if (!has_ended(estate, waiting)) return false;
+    for (Dying& dying : estate.dying) {
+      if (!waiting.has_lends || waiting.under != dying.held.entry.id()) continue;
+      dying.held.fate = protocol::apply(dying.held.fate, TaskEvent::LendBelowEnded).record;
+      queue_.decide(dying.held, dying.held.fate);
+    }
+    return true;
+  });
+  std::erase_if(estate.dying, [&](const Dying& dying) {
+    if (dying.held.fate.phase != TaskPhase::Lost) return false;
+    report(estate, dying.held, dying.held.fate.forbidden);
+    return true;
+  });
+  const bool has_lends = std::ranges::any_of(estate.waiting, [](const Waiting& each) { return each.has_lends; });
+  if (!estate.is_freed && !has_lends && estate.dying.empty()) {
+    std::vector<GlobalPointer> remote;
+    heap_.free_owned_by(estate.dead, remote);
+    send_frees(remote);
+    estate.is_freed = true;
+  }
+  return !estate.waiting.empty() || !estate.is_freed;
+}
+
+}  // namespace drust::server

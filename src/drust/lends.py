@@ -1,0 +1,102 @@
+"""The borrower's side of a lend: what a task was lent, and what its end waits for.
+
+A task has one *lease* for all it was lent: whether it can still be rolled back (a word in the partition),
+which blocks go only if it commits, and which tasks it lent on to. The lender's side is `calls.Outgoing`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from drust import _core, codecs, handles, runtime
+from drust.codecs import arrays
+from drust.errors import StaleViewError
+from drust.handles import NOTHING, Region
+from drust.runtime import Pointer
+
+if TYPE_CHECKING:
+    from drust.tasks import JoinHandle
+
+
+class Lease:
+    """Stands for one running task in the handles of what it was lent."""
+
+    def __init__(self, here: _core.Runtime, entry: _core.TaskEntry) -> None:
+        self.id = entry.id
+        self.frees: list[tuple[Pointer, bool]] = []
+        """Blocks of pre-images, and whether with all they own: freed once the outermost lend commits."""
+        self.below: list[JoinHandle[Any]] = []
+        """Tasks that have on loan what this one was lent."""
+        self._here = here
+        self._entry = entry
+
+    def forbid(self) -> None:
+        """From now on a lost worker poisons what this task was lent mutably. No message."""
+        self._here.forbid_rollback(self._entry)
+
+    def drain(self) -> None:
+        """Waits until every task below has ended: else there would be two writers once this one returned."""
+        for handle in self.below:
+            handle.wait()
+        self.below.clear()
+
+
+class Lent:
+    """A value that this worker's task borrows: `value` for the function, `end()` when it has returned."""
+
+    def __init__(self, pointer: Pointer, mutable: bool, lease: Lease, *, undo: bool = False) -> None:
+        self.pointer = pointer
+        self.is_poisoned = False
+        access: handles.Access = "mutable" if mutable else "shared"
+        self._box = handles.hold(pointer, access, owns=False, lease=lease, undo=undo)
+        self._mutable = mutable
+        self._guard = self._box.borrow_mut() if mutable else self._box.borrow()
+        self.value: Any = self._guard.__enter__()
+
+    def end(self) -> None:
+        """Ends the borrow; `pointer` is where the value is from now on."""
+        self.value = None
+        self._guard.__exit__(None, None, None)
+        if self._mutable:
+            self.is_poisoned = self._box._state()["poisoned"]
+            pin, _ = self._box._give_back()
+            pin.disown()
+            self.pointer = pin.pointer
+
+
+class LentPart(Lent):
+    """A part of a split array on this server: written in place, so that a lost worker poisons the array."""
+
+    def __init__(self, pointer: Pointer, start: int, stop: int, axis: int, lease: Lease) -> None:
+        self.pointer = pointer
+        self.is_poisoned = False
+        self._pin = runtime.current().open(pointer, True, NOTHING)
+        whole = codecs.decode(self._pin, True)
+        lease.forbid()
+        self.value = whole[(slice(None),) * axis + (slice(start, stop),)]
+
+    def end(self) -> None:
+        """Raises StaleViewError if a view of the part is still alive: it could write into it later."""
+        self.value = None
+        if self._pin.references:
+            raise StaleViewError(object="a part of a split array", location="the task it was lent to")
+
+
+class TravellingPart(Lent):
+    """A part of a split array on another server: comes here with one request, goes back with another."""
+
+    def __init__(self, pointer: Pointer, region: Region, layout: bytes, lease: Lease) -> None:
+        self.pointer = pointer
+        self.is_poisoned = False
+        self._lease = lease
+        self._region = region
+        shape, dtype, order = arrays.unpack_layout(layout)
+        self._bytes = bytearray(region[1] * region[2])
+        runtime.current().read_region(pointer, region, self._bytes)
+        self.value = np.ndarray(shape, dtype, buffer=self._bytes, order="F" if order == "F" else "C")
+
+    def end(self) -> None:
+        """Writes the part back: 1 round trip. Once it has left, the task cannot be rolled back any more."""
+        self.value = None
+        self._lease.forbid()
+        runtime.current().write_region(self.pointer, self._region, self._bytes)
