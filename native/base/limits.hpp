@@ -42,6 +42,8 @@ inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 
 // Reaping.
+inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
+inline constexpr std::uint32_t kOutboxProbesMax = 32;
 inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
 inline constexpr std::uint32_t kTargetLookMs = 1000;  // how often the server of an orphaned task is asked whether it lives
 

@@ -327,6 +327,7 @@ void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions) {
   const bool is_tree = (actions & protocol::kFreeTree) != 0;
   const bool is_pre_image = (actions & protocol::kQueueFree) != 0;
   if (hooks().queue_free == nullptr || !(is_pre_image || (is_tree && find_lease(box) != nullptr))) return;
+  if (is_pre_image) clear_entry(box->parent, pin->pointer.address);  // what is left there was dropped
   const ErrorKept kept;
   const Owned result(PyObject_CallFunctionObjArgs(hooks().queue_free, as_object(box), old_pin,
                                                   is_tree ? Py_True : Py_False, is_pre_image ? Py_True : Py_False,

@@ -137,6 +137,8 @@ void orphan_children(BoxObject* parent) noexcept;
 void raise_ceiling(BoxObject* child) noexcept;
 // After: once nobody borrows the child. May end borrows of the parent that waited for that.
 void lower_ceiling(BoxObject* child);
+// The block at `child` is not the parent's block's any more. False if it was not, or the parent has no block here.
+bool clear_entry(const BoxObject* parent, Address child) noexcept;
 // The child table of the parent's block does not own the child any more; the child's own handle does.
 void leave_parent_block(BoxObject* child) noexcept;
 // The task that this value, or one around it, was lent to; null in the owner's hands. Borrowed reference.

@@ -121,20 +121,24 @@ void orphan_children(BoxObject* parent) noexcept {
   while (parent->first_child != nullptr) leave_parent(parent->first_child);
 }
 
-void leave_parent_block(BoxObject* child) noexcept {
-  const BoxObject* parent = child->parent;
-  if (parent == nullptr || parent->pin == nullptr || child->pin == nullptr) return;
+bool clear_entry(const BoxObject* parent, Address child) noexcept {
+  if (parent == nullptr || parent->pin == nullptr) return false;
   const PinObject* around = pin_of(parent);
-  if (!is_mapped(around) || around->writable_bytes == nullptr) return;
-  PinObject* pin = pin_of(child);
+  if (!is_mapped(around) || around->writable_bytes == nullptr) return false;
   for (heap::ChildPointer& entry : heap::Block(around->writable_bytes).children()) {
-    if (entry.address != pin->pointer.address.raw() || (entry.flags & heap::ChildPointer::kBorrowed) != 0) continue;
+    if (entry.address != child.raw() || (entry.flags & heap::ChildPointer::kBorrowed) != 0) continue;
     entry.flags |= heap::ChildPointer::kShared;
-    Runtime* runtime = current_runtime();
-    if (runtime == nullptr || pin->readable == nullptr) continue;
-    static_cast<void>(runtime->heap->set_owner(
-        pin->pointer, heap::owner_word(heap::OwnerKind::process, runtime->process)));
+    return true;
   }
+  return false;
+}
+
+void leave_parent_block(BoxObject* child) noexcept {
+  if (child->pin == nullptr || !clear_entry(child->parent, pin_of(child)->pointer.address)) return;
+  Runtime* runtime = current_runtime();
+  if (runtime == nullptr || pin_of(child)->readable == nullptr) return;
+  static_cast<void>(runtime->heap->set_owner(
+      pin_of(child)->pointer, heap::owner_word(heap::OwnerKind::process, runtime->process)));
 }
 
 PyObject* find_lease(const BoxObject* box) noexcept {
@@ -158,7 +162,8 @@ void children_free_themselves(BoxObject* parent) noexcept {
   if (pin_of(parent)->on_release != OnRelease::free_tree) return;  // lent here: the lender's block has them
   pin_of(parent)->on_release = OnRelease::free_shallow;
   for (BoxObject* child = parent->first_child; child != nullptr; child = child->next_child) {
-    if (child->pin != nullptr) pin_of(child)->on_release = OnRelease::free_tree;
+    const bool is_kept = child->state.has(protocol::kPreImage);  // its lender frees it, if at all
+    if (child->pin != nullptr && !is_kept) pin_of(child)->on_release = OnRelease::free_tree;
   }
 }
 

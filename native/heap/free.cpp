@@ -58,6 +58,7 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
         const GlobalPointer pointer = child.pointer();
         Place below;
         if (!partition_.is_local(pointer.address)) {
+          note_owed(pointer, 0);  // before this block, which knows of it, is gone
           remote.push_back(pointer);
         } else if (mapping.segments.locate(pointer.address.offset_bytes(), below)) {
           static_cast<void>(begin_free(below, pointer.colour, true, open));  // gone already: nothing to do
@@ -117,6 +118,19 @@ Status Heap::free_made(const GlobalPointer& pointer, std::vector<GlobalPointer>&
   // The word outlives this process if it is killed here: whoever goes on frees the same.
   if (partition_.is_local(pointer.address)) set_owner(pointer, owner_word(OwnerKind::borrower, process_));
   return free(pointer, remote);
+}
+
+void Heap::note_owed(const GlobalPointer& remote, std::uint64_t flags) noexcept {
+  Outbox(partition_.mapping_->outbox(process_.slot)).note(remote, flags);
+}
+
+void Heap::clear_owed(Address address, Colour colour) noexcept {
+  Outbox(partition_.mapping_->outbox(process_.slot)).clear(address, colour);
+}
+
+std::vector<Owed> Heap::take_owed(ProcessId dead) noexcept {
+  if (!partition_.is_reapable(dead)) return {};
+  return Outbox(partition_.mapping_->outbox(dead.slot)).take();
 }
 
 // -- adopting

@@ -18,6 +18,7 @@
 #include "base/address.hpp"
 #include "base/status.hpp"
 #include "heap/block.hpp"
+#include "heap/outbox.hpp"
 #include "heap/partition.hpp"
 
 namespace drust::heap {
@@ -72,6 +73,12 @@ class Heap {
   Result<GlobalPointer> duplicate(const GlobalPointer& pointer, bool lent = false);
 
   [[nodiscard]] Colour draw_colour();
+
+  // Frees for other servers that this process owes (outbox.hpp): noted when they are asked for (free() notes those
+  // it finds), cleared by whoever has sent them. What a dead process still owed; once.
+  void note_owed(const GlobalPointer& remote, std::uint64_t flags) noexcept;
+  void clear_owed(Address address, Colour colour) noexcept;
+  [[nodiscard]] std::vector<Owed> take_owed(ProcessId dead) noexcept;
 
   // Takes over the spans of a process that has ended (declared dead or released: anything else is a bug
   // here): what it was putting into a block that it never published is its own again, its filling blocks are freed, the trees it was freeing are freed to the end, its live blocks are

@@ -85,6 +85,11 @@ struct CounterRow {
 };
 static_assert(kCounters <= 32);
 
+struct OutboxRow {  // outbox.hpp; the process of the slot, then its reaper
+  SharedWord colour;  // 0: an empty row
+  SharedWord place;   // address and flags, after the colour
+};
+
 struct EndpointRow {  // sequence lock: odd while the control plane, its only writer, changes the row
   SharedWord sequence;
   SharedWord server;  // plus one; 0: an unused row
@@ -162,7 +167,9 @@ inline constexpr std::uint64_t kEndpointsOffset = kCountersOffset + pages(kProce
 inline constexpr std::uint64_t kQueueOffset =
     kEndpointsOffset + pages(kServersPerClusterMax * sizeof(EndpointRow));
 inline constexpr std::uint64_t kCopiesOffset = kQueueOffset + pages(Partition::kQueueAreaBytes);
-inline constexpr std::uint64_t kTableOffset = kCopiesOffset + pages(Partition::kCopyAreaBytes);
+inline constexpr std::uint64_t kOutboxOffset = kCopiesOffset + pages(Partition::kCopyAreaBytes);
+inline constexpr std::uint64_t kTableOffset =
+    kOutboxOffset + pages(std::uint64_t{kProcessesMax} * kOutboxRows * sizeof(OutboxRow));
 
 inline constexpr std::uint64_t kMagic = 0x7470'7361'6568'7264ULL;
 inline constexpr std::uint64_t kLayout = [] {

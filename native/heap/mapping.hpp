@@ -36,6 +36,9 @@ struct Partition::Mapping {
   [[nodiscard]] EndpointRow& endpoint_row(std::uint32_t index) const noexcept {
     return reinterpret_cast<EndpointRow*>(writable + kEndpointsOffset)[index];
   }
+  [[nodiscard]] OutboxRow* outbox(std::uint32_t slot) const noexcept {
+    return reinterpret_cast<OutboxRow*>(writable + kOutboxOffset) + std::uint64_t{slot} * kOutboxRows;
+  }
   [[nodiscard]] BlockHeader& header_at(std::uint64_t offset_bytes) const noexcept {
     return *reinterpret_cast<BlockHeader*>(writable + offset_bytes);
   }

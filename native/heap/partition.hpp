@@ -1,7 +1,7 @@
 // One server's share of the global heap: one memfd, reserved large, backed on demand, mapped twice by every
 // process.
 //
-//     | PartitionHeader | processes | counters | endpoints | task queue | copy table | segment table | segments ... |
+//     | PartitionHeader | processes | counters | endpoints | task queue | copy table | outboxes | segment table | segments ... |
 //
 // The memfd has no name in any file system: when the last process that maps it ends, however it ends, nothing
 // is left. It travels to a worker over a unix socket (SCM_RIGHTS). Segments are really allocated (fallocate)

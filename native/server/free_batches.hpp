@@ -42,13 +42,15 @@ class FreeBatches {
     return batch;
   }
 
-  // All of a lost server's are of no use to anybody.
-  void drop(ServerId server) {
+  // All of a lost server's are of no use to anybody. Returns them.
+  std::vector<wire::FreeItem> drop(ServerId server) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = waiting_.find(server);
-    if (found == waiting_.end()) return;
-    total_.fetch_sub(found->second.size(), std::memory_order_relaxed);
+    if (found == waiting_.end()) return {};
+    const std::vector<wire::FreeItem> dropped(found->second.begin(), found->second.end());
+    total_.fetch_sub(dropped.size(), std::memory_order_relaxed);
     waiting_.erase(found);
+    return dropped;
   }
 
   [[nodiscard]] std::vector<ServerId> servers() {

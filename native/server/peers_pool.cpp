@@ -53,6 +53,7 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
     if (!lease.ok()) return give_up(server, lease.status());
     const bool is_pooled = lease.value().is_pooled;
     Outcome outcome = exchange(*lease.value().stream, call, frees);
+    have_left(frees);
     // Its peer had gone while it was idle. Not after silence: a second wait would break the bound.
     const bool was_dead = outcome.status.code() == Code::server_lost && is_pooled;
     if (was_dead && is_repeatable && !outcome.is_connection_good) {
@@ -71,6 +72,7 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
 void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
   if (is_forked() || remote.is_null()) return;
   const wire::FreeItem item{remote.address.raw(), remote.colour, flags};
+  heap.note_owed(remote, flags);
   const std::size_t count = frees_.add(remote.address.server(), item);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) return;
@@ -106,6 +108,11 @@ void Peers::Pool::close() noexcept {
   connections_.close();
 }
 
+// Or can never arrive: a server that is lost took its blocks with it.
+void Peers::Pool::have_left(std::span<const wire::FreeItem> frees) noexcept {
+  for (const wire::FreeItem& item : frees) heap.clear_owed(Address(item.address), item.colour);
+}
+
 void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
   const heap::ProcessId process = heap.process();
   partition.count(process, counter_of(call.request.operation));
@@ -119,7 +126,7 @@ void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
 
 Status Peers::Pool::give_up(ServerId server, Status status) {
   Status error = lost(server, std::move(status));
-  if (error.code() == Code::server_lost) frees_.drop(server);
+  if (error.code() == Code::server_lost) have_left(frees_.drop(server));
   return error;
 }
 
@@ -129,6 +136,7 @@ bool Peers::Pool::send_batch(ServerId server) {
   // Tested, as nothing will come back that could tell that the peer has gone.
   Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
   Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
+  have_left(batch);
   if (!status.ok()) {
     (void)give_up(server, std::move(status));
     return false;

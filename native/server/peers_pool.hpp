@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <utility>
 
@@ -40,6 +41,7 @@ class Peers::Pool {
 
  private:
   void count_message(const Call& call, std::size_t frees) const;
+  void have_left(std::span<const wire::FreeItem> frees) noexcept;
   Status give_up(ServerId server, Status status);
   // False when there was nothing to send, or nobody to send it to.
   bool send_batch(ServerId server);

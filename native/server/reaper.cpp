@@ -78,6 +78,13 @@ std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::str
   std::vector<GlobalPointer> remote;
   heap_.adopt(dead, &remote);
   send_frees(remote);
+  for (const heap::Owed& owed : heap_.take_owed(dead)) {
+    if (owed.flags == wire::FreeItem::kMade) {
+      peers_.free_made_later(owed.block);
+    } else {
+      peers_.free_later(owed.block, owed.flags == wire::FreeItem::kShallow);
+    }
+  }
   partition.release_process(dead);  // the generation keeps telling its blocks from a newcomer's
   if (go_on(estate)) estates_.push_back(std::move(estate));
   return held.size();

@@ -59,6 +59,7 @@ __all__ = [
     "MovedError",
     "OutOfMemoryError",
     "OwnershipError",
+    "PoisonedError",
     "Ref",
     "RefMut",
     "RevokedError",

@@ -83,7 +83,19 @@ def _publish(box: "_core.Box[Any]") -> _core.Pin:
     encoded = codecs.encode(box._value)
     for child, _ in encoded.children:
         child._set_parent(box)
-    return write_encoded(encoded)
+    block = write_encoded(encoded)
+    if box._lease is not None and box._pin is not None and box._pin.local is not None:
+        _queue_dropped(box._lease.frees, box._pin, {child[0] for child in block.children})
+    return block
+
+
+def _queue_dropped(frees: list[tuple[Pointer, bool]], before: "_core.Pin", still_there: set[int]) -> None:
+    """Children of a pre-image that the borrower's new version has no more: they go if that commits."""
+    frees += [
+        (child[:3], True)
+        for child in before.children
+        if child[3] & KEPT and not child[3] & BORROWED and child[0] not in still_there
+    ]
 
 
 def empty(
@@ -172,7 +184,8 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     def child(index: int) -> "_core.Box[Any]":
         flags = source.children[index][3]
         kept = is_lent and bool(flags & KEPT)
-        return hold(source.children[index][:3], "owned", owns_children and writable, box, kept=kept)
+        owns = owns_children and writable and not kept
+        return hold(source.children[index][:3], "owned", owns, box, kept=kept)
 
     block = PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
@@ -374,9 +387,7 @@ def _queue_free(box: "_core.Box[Any]", pin: "_core.Pin", tree: bool, pre_image: 
     if pre_image:
         lease.frees.append((pin.pointer, tree))
     elif pin.local is not None:
-        lease.frees += [
-            (child[:3], True) for child in pin.children if child[3] & KEPT and not child[3] & BORROWED
-        ]
+        _queue_dropped(lease.frees, pin, set())
 
 
 def _count(kind: str, nbytes: int) -> None:
