@@ -80,7 +80,7 @@ def total(a: np.ndarray) -> float:
     return float(a.sum())
 
 
-# -- one outcome -----------------------------------------------------------------------------------------------
+# -- one outcome -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("server", [0, 1])
@@ -158,7 +158,7 @@ def test_undo_is_taken_by_name_only():
         value.append(2)
 
 
-# -- values inside values --------------------------------------------------------------------------------------
+# -- values inside values --------------------------------------------------------------------------------
 
 
 def change_children_and_die(boxes: list) -> None:
@@ -207,11 +207,11 @@ def take_out_and_die(boxes: list) -> None:
 
 def test_a_child_that_was_taken_out_of_a_lent_value_cannot_be_rolled_back(two_servers):
     box = Box([Box(np.zeros(10)), Box(np.ones(10))])
-    with pytest.raises(WorkerLostError, match="are poisoned|were rolled back"):
+    with pytest.raises(WorkerLostError, match=r"are poisoned|were rolled back"):
         drust.spawn(take_out_and_die, box.borrow_mut(), server=0).join(WITHIN_S)
 
 
-# -- retry -----------------------------------------------------------------------------------------------------
+# -- retry -----------------------------------------------------------------------------------------------
 
 
 def die_first(path: str, a: np.ndarray, amount: np.ndarray) -> float:
@@ -263,7 +263,7 @@ def test_a_task_that_moves_a_box_cannot_be_retried(settled):
         a += 1
 
 
-# -- what was lent on ------------------------------------------------------------------------------------------
+# -- what was lent on ------------------------------------------------------------------------------------
 
 
 def wait_and_fill(a: np.ndarray, gate: str, value: float) -> None:
@@ -343,7 +343,7 @@ def test_a_task_returns_only_when_what_it_lent_on_is_back(settled, server):
             assert sums(boxes) == [50]
 
 
-# -- boxes on the move -----------------------------------------------------------------------------------------
+# -- boxes on the move -----------------------------------------------------------------------------------
 
 
 def keep_and_die(box: Box) -> None:

@@ -215,6 +215,10 @@ PyObject* box_lease(PyObject* self, void*) {
   return Py_NewRef(lease == nullptr ? Py_None : lease);
 }
 
+PyObject* box_is_poisoned(PyObject* self, void*) {
+  return PyBool_FromLong(as_box(self)->state.has(protocol::kPoisoned) ? 1 : 0);
+}
+
 PyObject* box_is_kept(PyObject* self, void*) {
   return PyBool_FromLong(as_box(self)->state.has(protocol::kPreImage) ? 1 : 0);
 }
@@ -226,6 +230,7 @@ PyGetSetDef box_getters[] = {
      nullptr},
     {"_pin", box_pin, nullptr, "The Pin that owns the block, or None.", nullptr},
     {"_lease", box_lease, nullptr, "The task that it, or a value around it, was lent to; None for an owner.", nullptr},
+    {"_poisoned", box_is_poisoned, nullptr, "Whether a lost task left it half written.", nullptr},
     {"_kept", box_is_kept, nullptr, "Whether its block is part of a pre-image.", nullptr},
     kNoMoreGetSets,
 };

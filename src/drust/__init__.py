@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         MovedError,
         OutOfMemoryError,
         OwnershipError,
+        PoisonedError,
         Ref,
         RefMut,
         RevokedError,

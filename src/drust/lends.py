@@ -58,7 +58,7 @@ class Lent:
         self.value = None
         self._guard.__exit__(None, None, None)
         if self._mutable:
-            self.is_poisoned = self._box._state()["poisoned"]
+            self.is_poisoned = self._box._poisoned
             pin, _ = self._box._give_back()
             pin.disown()
             self.pointer = pin.pointer
