@@ -79,14 +79,33 @@ def test_a_large_array_that_a_dead_worker_wrote_in_place_is_poisoned_until_it_is
         assert a.sum() == 3
 
 
-def test_a_part_that_a_dead_worker_wrote_poisons_the_array(two_servers):
-    box = Box(np.zeros(10))
+def fill_with_one(rows: np.ndarray) -> None:
+    rows[:] = 1
+
+
+def split_between_a_dying_task_and_another(n: int, server: int) -> Box:
+    box = Box(np.zeros(n))
     with pytest.raises(ExceptionGroup) as caught, drust.scope() as s:
-        for part, function in zip(box.split_mut(2), (fill_and_die, np.ndarray.sort), strict=True):
-            s.spawn(function, part)
+        for part, function in zip(box.split_mut(2), (fill_and_die, fill_with_one), strict=True):
+            s.spawn(function, part, server=server)
     assert [type(error) for error in caught.value.exceptions] == [WorkerLostError]
-    with pytest.raises(PoisonedError), box.borrow():
+    return box
+
+
+def test_a_large_part_that_a_dead_worker_wrote_in_place_poisons_the_array(two_servers):
+    box = split_between_a_dying_task_and_another(1_000_000, server=0)
+    with pytest.raises(PoisonedError, match="fill_and_die"), box.borrow():
         pass
+    with box.recover() as a:
+        assert (a[:500_000] == 7).all()
+
+
+@pytest.mark.parametrize(("n", "server"), [(10, 0), (10, 1), (1_000_000, 1)])
+def test_a_part_that_was_not_written_in_place_is_as_before(two_servers, n, server):
+    box = split_between_a_dying_task_and_another(n, server)
+    with box.borrow() as a:
+        assert not a[: n // 2].any()
+        assert (a[n // 2 :] == 1).all()
 
 
 def test_what_a_dead_worker_only_read_is_free_again(two_servers):

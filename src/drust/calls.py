@@ -26,9 +26,6 @@ UNDO = 16
 PART = 32
 RELEASE_NOTHING = 0
 RELEASE_SHALLOW = 2
-PRE_IMAGE_BYTES_MAX = (
-    2**20
-)  # as native/bind: up to this a task writes a copy, and the lender's block is its pre-image
 APART_BYTES = 32 * 1024  # of a result for another server; the wire takes completions of up to 64 KiB
 
 Child: TypeAlias = tuple[int, int, int, int]
@@ -189,7 +186,7 @@ class Outgoing:
             return False
         if pin.local is None:
             return True
-        return codecs.is_in_place(pin.codec) and pin.nbytes > PRE_IMAGE_BYTES_MAX
+        return codecs.is_in_place(pin.codec) and pin.nbytes > lends.PRE_IMAGE_BYTES_MAX
 
     def sent(self) -> None:
         """The block and the moved boxes are the queue's now."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from drust.tasks import JoinHandle
 
 
+PRE_IMAGE_BYTES_MAX = 2**20  # as native/base/limits.hpp
+
+
 class Lease:
     """Stands for one running task in the handles of what it was lent."""
 
@@ -65,21 +68,36 @@ class Lent:
 
 
 class LentPart(Lent):
-    """A part of a split array on this server: written in place, so that a lost worker poisons the array."""
+    """A part of a split array on this server.
+
+    Up to `PRE_IMAGE_BYTES_MAX` the task writes a copy, put in place when it has returned: a worker that dies
+    before leaves the array as it was. A larger part is written in place, and a lost worker poisons the array.
+    """
 
     def __init__(self, pointer: Pointer, start: int, stop: int, axis: int, lease: Lease) -> None:
         self.pointer = pointer
         self.is_poisoned = False
+        self._lease = lease
         self._pin = runtime.current().open(pointer, True, NOTHING)
-        whole = codecs.decode(self._pin, True)
-        lease.forbid()
-        self.value = whole[(slice(None),) * axis + (slice(start, stop),)]
+        part = codecs.decode(self._pin, True)[(slice(None),) * axis + (slice(start, stop),)]
+        self._place: Any = None
+        if part.nbytes <= PRE_IMAGE_BYTES_MAX:
+            self._place, part = part, part.copy(order="K")
+        else:
+            lease.forbid()
+        self._copy = part if self._place is not None else None
+        self.value = part
 
     def end(self) -> None:
-        """Raises StaleViewError if a view of the part is still alive: it could write into it later."""
+        """Raises StaleViewError if a view of a part in place is still alive: it could write into it later."""
         self.value = None
-        if self._pin.references:
-            raise StaleViewError(object="a part of a split array", location="the task it was lent to")
+        if self._place is None:
+            if self._pin.references:
+                raise StaleViewError(object="a part of a split array", location="the task it was lent to")
+            return
+        self._lease.forbid()  # from here on it may be half in place
+        self._place[...] = self._copy
+        self._place = self._copy = None
 
 
 class TravellingPart(Lent):
