@@ -114,7 +114,8 @@ enum class EventKind : std::uint8_t {
   Transfer,         // moved to another owner; fact kElsewhere
   TransferUndone,  // the hand-over was refused before anybody saw it
   Drop,
-  Abandon,  // the last handle is gone (a destructor cannot refuse)
+  Abandon,    // the last handle is gone (a destructor cannot refuse)
+  OwnerLost,  // the owner's process is gone; by its server, which waits until none of its lends is out
   IntoInner,
   Replace,
   ClearPoison,

@@ -174,6 +174,20 @@ namespace detail {
       release_value(step);
       return step;
     }
+    case EventKind::OwnerLost:
+      if (s.ceiling != Ceiling::Own) return step;  // the parent goes with it, the lender hears from the task
+      if (s.phase == Phase::Moved || s.phase == Phase::Dropped) return step;
+      if (s.shared_lends != 0 || s.writer == Writer::Lend || s.parts_out != 0) {
+        return refuse(s, Verdict::BorrowMutConflict);
+      }
+      // Its own borrows and views ended with it, and nobody will read what it left half written.
+      step.state.phase = Phase::Owned;
+      step.state.writer = Writer::None;
+      step.state.local_readers = 0;
+      step.state.clear(kPartFailed);
+      step.state.clear(kPinned);
+      drop(step);
+      return step;
     default:  // Abandon
       if (s.phase == Phase::Moved || s.phase == Phase::Dropped) return step;
       if (s.ceiling != Ceiling::Own) return step;  // the parent or the lender still owns it
@@ -263,6 +277,7 @@ namespace detail {
     case EventKind::TransferUndone:
     case EventKind::Drop:
     case EventKind::Abandon:
+    case EventKind::OwnerLost:
     case EventKind::IntoInner:
     case EventKind::Replace:
       return detail::apply_ownership(before, event);

@@ -11,7 +11,14 @@
 // task or with a task of its tree (those that committed into it): they are what the lost borrower had made of
 // the value.
 //
-// Rejected: letting the lender decide by whichever message arrives first (a completion and a loss report
+// A task that may be tried again goes from `Dying` back to `Queued` once that is done: after its rollback, with
+// nothing below it, never where a rollback is forbidden; its lender hears nothing. A task whose lender's server is
+// lost is `orphaned`: nobody waits for it, and it ends without a report. (The death of the lender's process alone
+// changes nothing here: its server keeps the lend records and takes the reports.)
+//
+// Rejected: retrying under the old tags while the blocks of the attempt before are still being freed (they
+// cannot be told apart); reaping what an orphan had *returned* (its lender may have committed it to somebody
+// who lives; the outermost lender knows); letting the lender decide by whichever message arrives first (a completion and a loss report
 // travel on different connections; the losing side would have to be undone). No clock, socket, thread or
 // allocator here; the word is protected by the compare-and-swap that stores what this function returned.
 #pragma once
@@ -26,7 +33,7 @@ namespace drust::protocol {
 enum class TaskPhase : std::uint8_t {
   Queued,    // no worker has it: it may go to another server
   Running,   // on one worker
-  Dying,     // its worker is lost, lends below it are still out
+  Dying,     // its worker is lost, lends below it are still out, or what it did is undone for another attempt
   Returned,  // decided: the completion is (being) sent, and resent until acknowledged
   Lost,      // decided: the loss report is (being) sent, and resent until acknowledged
   Settled,   // the lender has acknowledged
@@ -39,9 +46,12 @@ enum class TaskEvent : std::uint8_t {
   ForbidRollback,  // a side effect escaped, or a large object is written in place
   Return,          // by the worker
   WorkerLost,      // by the server, after the worker is fenced
+  Retry,           // by the server, when what the lost attempt had made is freed
+  LenderLost,      // the server that lent to it is lost, and with it whoever would hear
   Resend,
   Acknowledge,
 };
+inline constexpr int kTaskEventCount = static_cast<int>(TaskEvent::Acknowledge) + 1;
 
 enum TaskAction : std::uint32_t {
   kSendTaskCompletion = 1U << 0,
@@ -50,12 +60,15 @@ enum TaskAction : std::uint32_t {
   kReapTree = 1U << 3,        // free the blocks tagged with the tasks of this tree, on every server they ran
   kDropQueuedFrees = 1U << 4,
   kForgetTask = 1U << 5,
+  kUndoForRetry = 1U << 6,  // after the reaping: report Retry
+  kStopTask = 1U << 7,      // nobody waits for it: fence its worker when there is a bound to keep; it may also return
 };
 
 struct TaskRecord {
   TaskPhase phase = TaskPhase::Queued;
   bool forbidden = false;  // cannot be rolled back
-  std::uint16_t reserved = 0;
+  std::uint8_t retries = 0;  // how often it may be tried again; its spawner declares it
+  bool orphaned = false;     // its lender's server is lost
   std::uint32_t below = 0;  // re-lends out
   friend constexpr bool operator==(const TaskRecord&, const TaskRecord&) noexcept = default;
 };
@@ -80,8 +93,31 @@ namespace detail {
     task.phase = TaskPhase::Dying;
     return {task};
   }
+  const std::uint32_t undo = kReapTree | kDropQueuedFrees;
+  if (task.orphaned) {
+    task.phase = TaskPhase::Settled;
+    return {task, true, undo | kForgetTask};
+  }
+  if (task.retries != 0 && !task.forbidden) {
+    task.phase = TaskPhase::Dying;
+    return {task, true, undo | kUndoForRetry};
+  }
   task.phase = TaskPhase::Lost;
-  return {task, true, report_loss(task) | kReapTree | kDropQueuedFrees};
+  return {task, true, undo | report_loss(task)};
+}
+
+[[nodiscard]] constexpr TaskStep orphan(TaskRecord task) noexcept {
+  if (task.phase == TaskPhase::Settled) return {task};
+  const bool works = task.phase == TaskPhase::Running || (task.phase == TaskPhase::Dying && task.below != 0);
+  if (works) {
+    const bool first = !task.orphaned && task.phase == TaskPhase::Running;
+    task.orphaned = true;
+    return {task, true, first ? std::uint32_t{kStopTask} : 0U};
+  }
+  // Never ran, or undone already: the boxes it carries are its own and go with it. Returned: they are not.
+  const bool carries = task.phase == TaskPhase::Queued;
+  task.phase = TaskPhase::Settled;
+  return {task, true, carries ? kReapTree | kForgetTask : std::uint32_t{kForgetTask}};
 }
 
 }  // namespace detail
@@ -109,11 +145,23 @@ namespace detail {
       return {task};
     case TaskEvent::Return:
       if (task.phase != TaskPhase::Running || task.below != 0) return refused;
+      if (task.orphaned) {
+        task.phase = TaskPhase::Settled;  // nobody has seen what it returns
+        return {task, true, kReapTree | kDropQueuedFrees | kForgetTask};
+      }
       task.phase = TaskPhase::Returned;
       return {task, true, kSendTaskCompletion};
     case TaskEvent::WorkerLost:
       if (task.phase == TaskPhase::Running) return detail::lose(task);
       return {task};  // queued: another worker takes it; decided: it stays decided
+    case TaskEvent::Retry:
+      if (task.phase != TaskPhase::Dying || task.below != 0) return refused;
+      if (task.retries == 0 || task.forbidden || task.orphaned) return refused;
+      task.phase = TaskPhase::Queued;
+      --task.retries;
+      return {task};
+    case TaskEvent::LenderLost:
+      return detail::orphan(task);
     case TaskEvent::Resend:
       if (task.phase == TaskPhase::Returned) return {task, true, kSendTaskCompletion};
       if (task.phase == TaskPhase::Lost) return {task, true, detail::report_loss(task)};
@@ -125,6 +173,32 @@ namespace detail {
       return {task, true, kForgetTask};
   }
   return refused;
+}
+
+// How a task ended, for every lend it had: one of them that cannot be rolled back poisons them all.
+enum class Outcome : std::uint8_t { Committed, RolledBack, Poisoned };
+
+[[nodiscard]] constexpr EventKind end_of_lend(Outcome outcome, bool shared) noexcept {
+  if (shared) return EventKind::LendSharedEnd;
+  switch (outcome) {
+    case Outcome::Committed:
+      return EventKind::LendMutCommitted;
+    case Outcome::RolledBack:
+      return EventKind::LendMutRolledBack;
+    case Outcome::Poisoned:
+      return EventKind::LendMutPoisoned;
+  }
+  return EventKind::LendMutPoisoned;
+}
+
+// The borrower's server is lost, and the record of the task with it. Once every surviving server has refused that
+// incarnation and nothing lent from there runs any more, the lender asks where each lent block lies which colour it
+// has. As lent: its bytes were never touched. Another: a task further down, on that server, wrote it in place. A block
+// whose own server is the lost one needs no outcome of its own: it is gone, or promoted as it was last known.
+enum class LentBlock : std::uint8_t { AsLent, WrittenOver, ItsServerLost };
+
+[[nodiscard]] constexpr Outcome outcome_of_lost_server(Outcome so_far, LentBlock block) noexcept {
+  return block == LentBlock::WrittenOver ? Outcome::Poisoned : so_far;
 }
 
 // The lender's side: the first report of a task is applied, every later one is only acknowledged again.

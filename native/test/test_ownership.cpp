@@ -364,6 +364,24 @@ TEST("an object is moved, dropped and taken only when nobody borrows it") {
   }
 }
 
+TEST("a dead owner's object is freed once none of its lends is out, whatever the owner itself was doing") {
+  CHECK_EQ(run({{K::LendShared}, {K::OwnerLost}}).verdict, Verdict::BorrowMutConflict);
+  CHECK_EQ(run({{K::LendMut}, {K::OwnerLost}}).verdict, Verdict::BorrowMutConflict);
+  CHECK_EQ(run({{K::SplitMut, 0, 2}, {K::OwnerLost}}).verdict, Verdict::BorrowMutConflict);
+  CHECK(has(run({{K::LendMut}, {K::LendMutCommitted, kNewAddress}, {K::OwnerLost}}), kFreeTree));
+  CHECK(has(run({{K::Borrow}, {K::OwnerLost}}), kFreeTree));
+  const Step torn = run({{K::BorrowMut}, {K::OwnerLost}});
+  CHECK(has(torn, kFreeTree));
+  CHECK_EQ(torn.state.phase, Phase::Dropped);
+  CHECK(!has_any(run({{K::Borrow}, {K::BorrowEnd, kSurvivors}, {K::OwnerLost}}), kKeepForViews));
+}
+
+TEST("what a dead process did not own stays") {
+  CHECK_EQ(run({{K::Transfer}, {K::OwnerLost}}).actions, 0U);
+  CHECK_EQ(run({{K::OwnerLost}}, reference_state(Ceiling::Mutable)).actions, 0U);
+  CHECK_EQ(run({{K::OwnerLost}}, child_state()).actions, 0U);
+}
+
 TEST("an abandoned handle is dropped when its last lend ends, at once when there is none") {
   CHECK(has(run({{K::Abandon}}), kFreeTree));
   const Step waiting = run({{K::LendShared}, {K::LendShared}, {K::Abandon}, {K::LendSharedEnd}});

@@ -118,6 +118,7 @@ class ProtocolTable {
       {"TransferUndone", K::TransferUndone, 0},
       {"Drop", K::Drop, 0},
       {"Abandon", K::Abandon, 0},
+      {"OwnerLost", K::OwnerLost, 0},
       {"IntoInner", K::IntoInner, 0},
       {"Replace", K::Replace, 0},
       {"ClearPoison", K::ClearPoison, 0},
