@@ -37,13 +37,22 @@ enum class Do : Byte {
   Resend,
   Deliver,
   Duplicate,
+  GiveBack,     // the object it was given, in its completion
+  OwnerDies,    // its process; the server lives
+  Stop,         // a task that nobody waits for any more
+  EndLost,      // a lend into a lost server, by the lender
+  FreeOrphans,  // of the dead owner, by its server
+  LoseServer,   // with all that is on it
+  Notice,       // by another server
+  Restart,
+  Sweep,  // what was lent from the owner's lost server, by those who have it
 };
 
 struct Doing {
   Do what = Do::Borrow;
   Byte agent = 0;  // or the message's index
-  Byte object = 0;
-  Byte server = 0;  // of a lend
+  Byte object = 0;  // Notice: the lost server
+  Byte server = 0;  // of a lend, or whom a step of a whole server is about
 };
 
 class ClusterModel {
@@ -59,6 +68,11 @@ class ClusterModel {
     s.operations_left = config_.operations;
     s.crashes_left = config_.crashes;
     s.duplicates_left = config_.duplicates;
+    s.owner_deaths_left = config_.owner_deaths;
+    s.losses_left = config_.losses;
+    s.restarts_left = config_.restarts;
+    ensure(config_.ids <= kIds && config_.losses <= 1, "the model knows few tasks and one lost server");
+    ensure(config_.losses == 0 || !config_.family, "a lost server is explored with one object");
     s.values = 1;
     Agent& owner = s.agents[0];
     owner.role = Role::Owner;
@@ -80,6 +94,10 @@ class ClusterModel {
     for (Byte i = 0; i < kAgents; ++i) {
       const Agent& agent = s.agents[i];
       if (agent.role == Role::Free) continue;
+      if (agent.lost != 0) {
+        if (i != 0 && may_end_lost(s, i)) out.push_back({Do::EndLost, i, 0, 0});
+        continue;
+      }
       const auto phase = static_cast<TaskPhase>(agent.phase);
       if (phase == TaskPhase::Queued) {
         out.push_back({Do::Start, i, 0, 0});
@@ -89,6 +107,7 @@ class ClusterModel {
       if (decided && !in_flight(s, i) && config_.bug != Bug::NothingResent)
         out.push_back({Do::Resend, i, 0, 0});
       if (agent.alive == 0) continue;
+      if (agent.orphaned != 0) out.push_back({Do::Stop, i, 0, 0});
       if (i != 0 && s.crashes_left != 0) {
         out.push_back({Do::Crash, i, 0, 0});
         if (decided && in_flight(s, i)) out.push_back({Do::CrashAndLose, i, 0, 0});
@@ -102,6 +121,7 @@ class ClusterModel {
         out.push_back({Do::Duplicate, m, 0, 0});
       }
     }
+    loss_actions(s, out);
   }
 
   State next(const State& before, const Action& action) const;
@@ -109,6 +129,30 @@ class ClusterModel {
   std::vector<Property<State>> properties() const { return cluster_properties(config_); }
 
  private:
+  // Deaths of the owner and of servers, and what the survivors do about them.
+  void loss_actions(const State& s, std::vector<Action>& out) const {
+    const Agent& owner = s.agents[0];
+    if (s.owner_deaths_left != 0 && owner.alive != 0) out.push_back({Do::OwnerDies, 0, 0, 0});
+    const bool dead = owner.alive == 0 && owner.lost == 0 && s.orphans_freed == 0;
+    if (dead && (!s.lends_out() || config_.bug == Bug::OrphansFreedEarly)) out.push_back({Do::FreeOrphans, 0, 0, 0});
+    if (owner.lost != 0 && s.swept == 0 && s.fenced(0)) out.push_back({Do::Sweep, 0, 0, 0});
+    for (Byte lost = 0; lost < kServers; ++lost) {
+      const bool may_go = s.losses_left != 0 && (config_.loss_servers >> lost & 1) != 0;
+      if (may_go) out.push_back({Do::LoseServer, 0, 0, lost});
+      if ((s.ever_lost >> lost & 1) == 0) continue;
+      if (s.down(lost) && s.restarts_left != 0) out.push_back({Do::Restart, 0, 0, lost});
+      for (Byte server = 0; server < kServers; ++server) {
+        const bool knows = (s.noticed[lost] >> server & 1) != 0;
+        if (server != lost && !knows) out.push_back({Do::Notice, 0, lost, server});
+      }
+    }
+  }
+
+  bool may_end_lost(const State& s, Byte task) const {
+    if (config_.bug != Bug::LendEndedBeforeFence) return s.fenced(task);
+    return (s.noticed[s.agents[task].server] >> s.agents[s.agents[task].lender].server & 1) != 0;
+  }
+
   static bool in_flight(const State& s, Byte agent) {
     for (const Message& m : s.messages) {
       const bool about = m.kind == Kind::Completion || m.kind == Kind::Loss || m.kind == Kind::Acknowledge;
@@ -130,7 +174,10 @@ class ClusterModel {
       const OwnerState handle = agent.handle[agent.base].get();
       if (handle.has(protocol::kPoisoned) && owner) out.push_back({Do::ClearPoison, i, agent.base, 0});
       if (owner && apply(handle, {EventKind::Drop}).ok()) out.push_back({Do::Drop, i, agent.base, 0});
-      if (!owner && may_return(agent)) out.push_back({Do::Return, i, agent.base, 0});
+      if (!owner && may_return(agent)) {
+        const bool gives = config_.give_back && agent.role == Role::Receiver;
+        out.push_back({gives ? Do::GiveBack : Do::Return, i, agent.base, 0});
+      }
       return;
     }
     const int level = agent.child != 0 ? 1 : 0;
@@ -155,6 +202,8 @@ class ClusterModel {
   void offer_borrows(const State& s, Byte i, Byte object, std::vector<Action>& out) const {
     const Agent& agent = s.agents[i];
     const OwnerState handle = agent.handle[object].get();
+    const Ref ref = s.pointer(agent, object);
+    if (s.known_lost(agent.server, ref) && s.ready_copy(agent.server, ref) == nullptr) return;
     World world(const_cast<State&>(s), config_);
     if (config_.shared && world.decide(handle, {EventKind::Borrow}).ok())
       out.push_back({Do::Borrow, i, object, 0});
@@ -172,7 +221,9 @@ class ClusterModel {
     World world(const_cast<State&>(s), config_);
     const OwnerState handle = agent.handle[object].get();
     for (Byte server = 0; server < kServers; ++server) {
-      if ((config_.task_servers >> server & 1) == 0) continue;
+      if ((config_.task_servers >> server & 1) == 0 || s.down(server)) continue;
+      const bool known = (s.noticed[server] >> agent.server & 1) != 0;
+      if ((s.ever_lost >> server & 1) != 0 && !known) continue;  // it still sends to the old one
       // Servers 1 and 2 are alike until the first task: one of the two stands for both.
       if (s.ids == 0 && config_.task_servers == 6 && server == 2) continue;
       if (config_.shared && world.decide(handle, {EventKind::LendShared}).ok()) {
@@ -211,5 +262,8 @@ class ClusterModel {
 
 }  // namespace drust::test
 
+#include "test/model/cluster_describe.hpp"
 #include "test/model/cluster_properties.hpp"
 #include "test/model/cluster_steps.hpp"
+// After it: the steps of deaths are members of its Stepper.
+#include "test/model/cluster_loss.hpp"

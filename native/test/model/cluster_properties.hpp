@@ -58,6 +58,7 @@ inline bool no_dangling_pointer(const State& s) {
   for (const Agent& agent : s.agents) {
     if (!counts(agent) || static_cast<TaskPhase>(agent.phase) != TaskPhase::Running) continue;
     const OwnerState handle = agent.handle[agent.base].get();
+    if (s.went_with_server(agent.root)) continue;
     if (handle.phase < Phase::Moved && !s.live(agent.root)) return false;
   }
   return true;
@@ -68,12 +69,15 @@ inline bool no_dangling_pointer_large(const State& s) {
   for (const Agent& agent : s.agents) {
     if (!counts(agent) || static_cast<TaskPhase>(agent.phase) != TaskPhase::Running) continue;
     const OwnerState handle = agent.handle[agent.base].get();
+    if (s.went_with_server(agent.root)) continue;
     if (handle.phase < Phase::Modified && !s.live(agent.root)) return false;
   }
   return true;
 }
 
 inline bool quiet(const State& s) {
+  const bool dead_owner = s.agents[0].alive == 0;
+  if (dead_owner && s.orphans_freed == 0 && s.swept == 0) return false;
   for (int i = 1; i < kAgents; ++i) {
     if (s.agents[i].role != Role::Free) return false;
   }
@@ -87,6 +91,7 @@ inline bool nothing_leaks(const State& s) {
     live += block.colour != 0;
   const Agent& owner = s.agents[0];
   if (owner.handle[0].get().phase >= Phase::Moved) return live == 0;
+  if (s.went_with_server(owner.root)) return live == 0;
   if (!s.live(owner.root)) return false;
   int reachable = 1;
   for (const Ref child : s.block(owner.root).content.child) {
@@ -98,6 +103,15 @@ inline bool nothing_leaks(const State& s) {
 
 inline bool at_rest_all_is_over(const State& s) {
   return quiet(s) && s.agents[0].handle[0].get().phase >= Phase::Moved;
+}
+
+// Nobody waits for a server that everybody knows to be lost.
+inline bool no_wait_for_the_lost(const State& s) {
+  for (const Agent& agent : s.agents) {
+    if (!counts(agent) || agent.stage[0] != Stage::Wait) continue;
+    if (s.known_lost(agent.server, agent.root)) return false;
+  }
+  return true;
 }
 
 template <Breach breach>
@@ -194,6 +208,69 @@ inline bool a_child_far_from_its_parent(const State& s) {
          server_of(content.child[1]) == server_of(owner.root);
 }
 
+inline bool an_orphaned_block_waits_for_its_lends(const State& s) {
+  const bool dead = s.agents[0].alive == 0 && s.agents[0].lost == 0;
+  return dead && s.lends_out() && s.live(s.agents[0].root);
+}
+
+inline bool a_completion_for_a_dead_owner(const State& s) {
+  const Agent& owner = s.agents[0];
+  for (const Message& m : s.messages) {
+    const Agent& task = s.agents[m.agent];
+    const bool home = m.kind == Kind::Completion && task.id == m.id && task.lender == 0;
+    if (home && owner.alive == 0 && owner.lost == 0) return true;
+  }
+  return false;
+}
+
+inline bool a_task_of_a_lost_lender_runs(const State& s) {
+  for (const Agent& agent : s.agents) {
+    if (agent.orphaned != 0 && agent.alive != 0 && agent.stage[0] == Stage::Held) return true;
+  }
+  return false;
+}
+
+inline bool a_lend_waits_for_the_fence(const State& s) {
+  for (int i = 1; i < kAgents; ++i) {
+    const Agent& task = s.agents[i];
+    if (task.lost == 0 || s.agents[task.lender].lost != 0 || s.fenced(i)) continue;
+    if ((s.noticed[task.server] >> s.agents[task.lender].server & 1) != 0) return true;
+  }
+  return false;
+}
+
+inline bool a_value_outlives_its_borrowers_server(const State& s) {
+  for (const Agent& task : s.agents) {
+    const bool moved = task.lost != 0 && task.role == Role::Writer && task.lend_ended == 0;
+    if (moved && task.writes_left == 0 && s.live(task.lent_as) && s.agents[task.lender].lost == 0) return true;
+  }
+  return false;
+}
+
+inline bool a_lost_incarnation_speaks_late(const State& s) {
+  for (const Message& m : s.messages) {
+    const Agent& task = s.agents[m.agent];
+    const bool late = m.kind == Kind::Completion && task.id == m.id && task.lost != 0;
+    if (late && (s.noticed[task.server] >> s.agents[task.lender].server & 1) != 0) return true;
+  }
+  return false;
+}
+
+inline bool a_worker_dies_between_return_and_acknowledgement(const State& s) {
+  for (const Agent& agent : s.agents) {
+    const bool returned = agent.role != Role::Free && static_cast<TaskPhase>(agent.phase) == TaskPhase::Returned;
+    if (returned && agent.alive == 0 && agent.lend_ended == 0) return true;
+  }
+  return false;
+}
+
+inline bool a_lost_address_is_used_again(const State& s) {
+  for (const Message& m : s.messages) {
+    if (m.kind == Kind::Free && s.went_with_server(m.ref) && s.block(m.ref).colour != 0) return true;
+  }
+  return false;
+}
+
 inline bool a_receiver_borrows(const State& s) {
   for (const Agent& agent : s.agents) {
     if (agent.role == Role::Receiver && counts(agent) && agent.stage[0] == Stage::Torn) return true;
@@ -215,6 +292,7 @@ inline std::vector<Property<State>> cluster_properties(const Config& config) {
       {When::Always, "local access and writes send no message to readers", never<kNeedlessMessage>},
       {When::Always, "a late free never hits a block that reused the address", never<kFreedByStranger>},
       {When::Always, "a lend ends once", never<kTwoOutcomes>},
+      {When::Always, "no borrow waits for a server that its own knows to be lost", no_wait_for_the_lost},
       {When::Always, "when all is quiet every block is reachable from the owner", nothing_leaks},
       {When::AtRest, "nothing is stuck: at rest the value is gone and every block free", at_rest_all_is_over},
   };
@@ -241,6 +319,10 @@ inline std::vector<Property<State>> cluster_properties(const Config& config) {
   if (config.crashes != 0 && !config.large) {
     all.push_back({When::Sometimes, "a borrower that wrote is rolled back", a_rollback_after_a_write});
   }
+  if (config.crashes != 0) {
+    all.push_back({When::Sometimes, "a worker dies after its return, before that is acknowledged",
+                   a_worker_dies_between_return_and_acknowledgement});
+  }
   if (config.crashes != 0 && config.relends != 0) {
     all.push_back({When::Sometimes, "a task dies with a lend below it", a_task_dies_with_a_lend_below});
   }
@@ -249,6 +331,25 @@ inline std::vector<Property<State>> cluster_properties(const Config& config) {
                    a_child_lent_below_its_borrowed_parent});
     all.push_back({When::Sometimes, "a child is far from its parent, the tied one is not",
                    a_child_far_from_its_parent});
+  }
+  if (config.owner_deaths != 0) {
+    all.push_back({When::Sometimes, "an orphaned block waits for its lends", an_orphaned_block_waits_for_its_lends});
+    all.push_back({When::Sometimes, "a completion comes home to a dead owner", a_completion_for_a_dead_owner});
+  }
+  if (config.losses != 0 && config.relends != 0) {
+    all.push_back({When::Sometimes, "a task of a lost lender runs on", a_task_of_a_lost_lender_runs});
+  }
+  if ((config.loss_servers & 6) != 0) {
+    all.push_back(
+        {When::Sometimes, "a value outlives its borrower's server", a_value_outlives_its_borrowers_server});
+    all.push_back({When::Sometimes, "a lost incarnation speaks late", a_lost_incarnation_speaks_late});
+    if (config.relends != 0) {
+      all.push_back({When::Sometimes, "a lend into a lost server waits for the fence", a_lend_waits_for_the_fence});
+    }
+  }
+  if (config.restarts != 0 && config.operations > 1) {
+    all.push_back(
+        {When::Sometimes, "a free for a lost block meets a new one at its address", a_lost_address_is_used_again});
   }
   if (config.transfer) all.push_back({When::Sometimes, "a new owner writes", a_receiver_borrows});
   return all;

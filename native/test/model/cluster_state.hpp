@@ -29,6 +29,8 @@ inline constexpr int kCopies = 3;  // copy table entries a server
 inline constexpr int kAgents = 4;  // the owner and three tasks
 inline constexpr int kObjects = 3;
 inline constexpr int kMessages = 8;
+inline constexpr int kIds = 4;  // tasks in all, counted from 1
+inline constexpr int kIncarnation = 64;  // colours of one incarnation of a server
 inline constexpr Byte kTorn = 255;
 inline constexpr Byte kGarbage = 254;  // bytes that have not arrived
 
@@ -124,8 +126,12 @@ struct Agent {
   Ref root = {};    // its pointer to that
   Byte phase = 0;   // TaskRecord
   Byte forbidden = 0;
+  Byte orphaned = 0;
   Byte below = 0;
   Byte lend_ended = 0;  // the lender applied the outcome
+  Byte lost = 0;        // its server is lost, and the task's record there: only what the lender noted is left
+  Byte loss_below = 0;  // a lend below it, at any depth, went with a server: some of what was made is in no tree
+  Ref lent_as = {};     // the lender's: the pointer as it was lent
   Byte child = 0;       // the child being borrowed, 1 or 2; 0: none
   Stage stage[2] = {};  // of the root's borrow and of the child's
   Byte mode[2] = {};
@@ -158,11 +164,50 @@ struct State {
   Byte operations_left = 0;
   Byte crashes_left = 0;
   Byte duplicates_left = 0;
+  Byte owner_deaths_left = 0;
+  Byte losses_left = 0;
+  Byte restarts_left = 0;
+  Byte orphans_freed = 0;             // what the owner's process left is freed
+  Byte swept = 0;                     // what was lent from the owner's lost server is freed
+  Byte lost_servers = 0;              // mask: down now
+  Byte ever_lost = 0;                 // mask: down now or back since
+  Byte noticed[kServers] = {};        // a lost server's: mask of the servers that know
+  Byte incarnations[kServers] = {};   // how often a server came back
+  Byte outermost[kIds + 1] = {};      // a task's: the one that an owner spawned, above it or itself (in each tag)
   Byte breaches = 0;
 
   [[nodiscard]] Block& block(Ref ref) { return blocks[ref.address - 1]; }
   [[nodiscard]] const Block& block(Ref ref) const { return blocks[ref.address - 1]; }
   [[nodiscard]] bool live(Ref ref) const { return ref && block(ref).colour == ref.colour; }
+
+  [[nodiscard]] bool down(int server) const { return (lost_servers >> server & 1) != 0; }
+  // Its server is lost, or is back without it.
+  [[nodiscard]] bool went_with_server(Ref ref) const {
+    const int server = server_of(ref);
+    return ref && (down(server) || ref.colour / kIncarnation < incarnations[server]);
+  }
+  // The same as `server` knows it: such a pointer is refused without a message.
+  [[nodiscard]] bool known_lost(int server, Ref ref) const {
+    return went_with_server(ref) && (noticed[server_of(ref)] >> server & 1) != 0;
+  }
+
+  // Every server knows that this process is lost with its own, and nothing that it lent is in use.
+  [[nodiscard]] bool fenced(int index) const {
+    const int lost = agents[index].server;
+    for (int server = 0; server < kServers; ++server) {
+      if (server != lost && (noticed[lost] >> server & 1) == 0) return false;
+    }
+    return std::none_of(agents + 1, agents + kAgents, [index](const Agent& agent) {
+      return agent.role != Role::Free && agent.lender == index;
+    });
+  }
+  // The owner's lends; a transfer is none.
+  [[nodiscard]] bool lends_out() const {
+    return std::any_of(agents + 1, agents + kAgents, [](const Agent& agent) {
+      const bool lend = agent.role == Role::Reader || agent.role == Role::Writer;
+      return lend && agent.lender == 0 && agent.lend_ended == 0;
+    });
+  }
 
   [[nodiscard]] Copy* find_copy(int server, Ref ref) {
     for (Copy& copy : copies[server]) {

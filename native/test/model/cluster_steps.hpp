@@ -1,4 +1,4 @@
-// cluster_steps.hpp: ClusterModel::next, one function a kind of step.
+// cluster_steps.hpp: ClusterModel::next, one function a kind of step; those of deaths are in cluster_loss.hpp.
 #pragma once
 
 #include "test/model/cluster_model.hpp"
@@ -29,6 +29,36 @@ class Stepper {
         agent.alive = 1;
         world_.tell_task(agent, TaskEvent::Start);
         return;
+      case Do::Stop:
+        crash(agent, false);
+        return;
+      case Do::GiveBack:
+        world_.perform(agent, agent.base, apply(agent.handle[agent.base].get(), {EventKind::Transfer}));
+        ensure(world_.tell_task(agent, TaskEvent::Return), "a task returns once, with nothing below it");
+        return;
+      case Do::OwnerDies:
+        --s_.owner_deaths_left;
+        end_process(agent, 0);
+        agent.writes_left = s_.operations_left = 0;
+        return;
+      case Do::FreeOrphans:
+        free_orphans();
+        return;
+      case Do::LoseServer:
+        lose_server(doing.server);
+        return;
+      case Do::Notice:
+        notice(doing.server, doing.object);
+        return;
+      case Do::EndLost:
+        end_lost_lend(doing.agent);
+        return;
+      case Do::Sweep:
+        sweep();
+        return;
+      case Do::Restart:
+        restart(doing.server);
+        return;
       case Do::Return: {
         const EventKind last = agent.role == Role::Receiver ? EventKind::Drop : EventKind::Return;
         world_.perform(agent, agent.base, apply(agent.handle[agent.base].get(), {last}));
@@ -44,6 +74,7 @@ class Stepper {
         return;
       case Do::Crash:
       case Do::CrashAndLose:
+        --s_.crashes_left;
         crash(agent, doing.what == Do::CrashAndLose);
         return;
       case Do::Resend:
@@ -215,7 +246,8 @@ class Stepper {
       --lender.lends_left;
       ensure(world_.tell_task(lender, TaskEvent::LendBelow), "only a running task lends");
     }
-    world_.perform(lender, object, world_.decide(lender.handle[object].get(), event));
+    const Step step = world_.decide(lender.handle[object].get(), event);
+    world_.perform(lender, object, step);
 
     Agent* task = nullptr;
     for (Agent& free : s_.agents) {
@@ -229,7 +261,7 @@ class Stepper {
     task->id = ++s_.ids;
     task->base = object;
     task->root = s_.pointer(lender, object);
-    task->lent = task->root;
+    task->lent = task->lent_as = task->root;
     task->phase = static_cast<Byte>(TaskPhase::Queued);
     task->tree = static_cast<Byte>(1U << task->id);
     task->lends_left = config_.relends;
@@ -241,6 +273,12 @@ class Stepper {
       if (known == object || (config_.family && object == 0)) task->expected[known] = lender.expected[known];
     }
     open_children(*task);
+    if (config_.losses != 0) {
+      s_.outermost[task->id] = lender.role == Role::Owner ? task->id : s_.outermost[lender.id];
+    }
+    // Elsewhere no header is written: the lender's own record of what it owns there goes instead.
+    const bool marks = (step.actions & protocol::kMarkInTransit) != 0 && config_.bug != Bug::NotMarkedInTransit;
+    if (marks && server_of(task->root) == lender.server) s_.block(task->root).tag = task->id;
   }
 
   // Child handles of a value that came from elsewhere; under a lend their blocks may be its pre-image.
@@ -253,9 +291,19 @@ class Stepper {
   }
 
   void crash(Agent& agent, bool lose_completion) {
-    --s_.crashes_left;
-    agent.alive = 0;
     const auto index = static_cast<Byte>(&agent - s_.agents);
+    end_process(agent, index);
+    for (int m = 0; lose_completion && m < s_.message_count(); ++m) {
+      if (s_.messages[m].kind == Kind::Completion && s_.messages[m].agent == index) s_.take(m--);
+    }
+    world_.tell_task(agent, TaskEvent::WorkerLost);
+    const bool returned = static_cast<TaskPhase>(agent.phase) == TaskPhase::Returned;
+    if (returned && config_.bug == Bug::EntryClearedEarly) agent.phase = static_cast<Byte>(TaskPhase::Settled);
+  }
+
+  // Whatever it was: its borrows, its place-holders and what it waits for are gone.
+  void end_process(Agent& agent, Byte index) {
+    agent.alive = 0;
     for (Copy& copy : s_.copies[agent.server]) {
       if (copy.leader == index + 1) copy = {};
     }
@@ -265,13 +313,19 @@ class Stepper {
     }
     agent.child = 0;
     agent.writes_left = agent.lends_left = 0;
-    for (int m = 0; lose_completion && m < s_.message_count(); ++m) {
-      if (s_.messages[m].kind == Kind::Completion && s_.messages[m].agent == index) s_.take(m--);
-    }
-    world_.tell_task(agent, TaskEvent::WorkerLost);
   }
 
+  // cluster_loss.hpp
+  void free_orphans();
+  void lose_server(Byte server);
+  void notice(Byte server, Byte lost);
+  void abort_wait(Agent& agent);
+  void end_lost_lend(Byte index);
+  void sweep();
+  void restart(Byte server);
+
   void deliver(const Message& m) {
+    if (s_.down(m.to)) return;
     Agent& agent = s_.agents[m.agent];
     switch (m.kind) {
       case Kind::Read: {
@@ -299,7 +353,7 @@ class Stepper {
         outcome(agent, m);
         return;
       case Kind::Acknowledge:
-        if (agent.role != Role::Free && agent.id == m.id) world_.tell_task(agent, TaskEvent::Acknowledge);
+        if (agent.role != Role::Free && agent.id == m.id && agent.lost == 0) world_.tell_task(agent, TaskEvent::Acknowledge);
         return;
       case Kind::Reap:
         world_.reap(m.to, m.object, m.mode != 0);
@@ -316,6 +370,12 @@ class Stepper {
   void read_reply(Agent& agent, const Message& m) {
     if (agent.role == Role::Free || agent.alive == 0 || agent.id != m.id) return;  // it died: nobody waits
     const int level = level_of(agent, m.object);
+    // It was told of a lost server meanwhile, and asks for something else now.
+    if (agent.stage[level] != Stage::Wait || agent.mode[level] != m.mode) return;
+    if (!m.ref && s_.went_with_server(s_.pointer(agent, m.object))) {
+      abort_wait(agent);
+      return;
+    }
     if (!m.ref) {
       s_.breaches |= kLiveBlockLost;
       return;
@@ -344,10 +404,20 @@ class Stepper {
       }
       return;
     }
-    s_.send({.kind = Kind::Acknowledge, .to = task.server, .agent = m.agent, .id = m.id});
     Agent& lender = s_.agents[task.lender];
-    EventKind kind = m.kind == Kind::Completion ? EventKind::LendMutCommitted : EventKind::LendMutRolledBack;
-    if (m.kind == Kind::Loss && m.mode != 0) kind = EventKind::LendMutPoisoned;
+    if (lender.lost != 0) return;
+    // A known loss was or will be dealt with: what its incarnation still says hits nothing.
+    if (task.lost != 0 && (s_.noticed[task.server] >> lender.server & 1) != 0) return;
+    if (task.lost == 0) s_.send({.kind = Kind::Acknowledge, .to = task.server, .agent = m.agent, .id = m.id});
+    const bool poisoned = m.kind == Kind::Loss && m.mode != 0;
+    const Outcome outcome = m.kind == Kind::Completion ? Outcome::Committed
+                            : poisoned                 ? Outcome::Poisoned
+                                                       : Outcome::RolledBack;
+    end_lend(task, m, protocol::end_of_lend(outcome, task.role == Role::Reader));
+  }
+
+  void end_lend(Agent& task, const Message& m, EventKind kind) {
+    Agent& lender = s_.agents[task.lender];
     if (task.handle[task.base].get().has(protocol::kPoisoned)) kind = EventKind::LendMutPoisoned;
     const bool forgotten = config_.bug == Bug::CompletionAppliedTwice;
     const auto ended =
@@ -356,7 +426,11 @@ class Stepper {
     if (!step.apply_to_owner) return;
     task.lend_ended = 1;
     if (lender.role != Role::Owner && m.kind == Kind::Completion) lender.tree |= task.tree;
-    if (lender.alive != 0) {
+    if (lender.role != Role::Owner) lender.loss_below |= task.loss_below;
+    // A dead owner's server keeps its records; a dead task's lends go with the task.
+    const bool dead_owner = lender.role == Role::Owner && lender.alive == 0;
+    if (dead_owner && config_.bug == Bug::DeadOwnersReportDropped) kind = EventKind::LendMutRolledBack;
+    if (lender.alive != 0 || dead_owner) {
       tell_lender(lender, task, m, kind);
       for (int i = 0; i < task.queued_count; ++i) {
         if (step.run_queued_frees) world_.free_from(lender.server, task.queued[i], false);
@@ -372,7 +446,10 @@ class Stepper {
   }
 
   void tell_lender(Agent& lender, const Agent& task, const Message& m, EventKind kind) {
-    if (task.role == Role::Receiver) return;
+    if (task.role == Role::Receiver) {
+      if (kind == EventKind::LendMutCommitted && config_.give_back) take_back(lender, task, m.ref);
+      return;
+    }
     const int object = task.base;
     Event event{task.role == Role::Reader ? EventKind::LendSharedEnd : kind};
     const Ref before = s_.pointer(lender, object);
@@ -403,6 +480,18 @@ class Stepper {
     world_.release(lender, step.actions, left);
   }
 
+  // A completion that carries the object itself.
+  void take_back(Agent& owner, const Agent& task, Ref ref) {
+    if (owner.alive == 0) {  // nobody will take it
+      world_.free_from(owner.server, ref, true);
+      return;
+    }
+    owner.handle[0].put(protocol::received_state());
+    owner.root = ref;
+    owner.expected[0] = task.expected[0];
+    if (server_of(ref) == owner.server) s_.block(ref).tag = 0;
+  }
+
   State& s_;
   const Config& config_;
   World world_;
@@ -413,30 +502,6 @@ inline State ClusterModel::next(const State& before, const Action& action) const
   Stepper(after, config_).take(action);
   after.sort_messages();
   return after;
-}
-
-inline std::string ClusterModel::describe(const State& s, const Action& action) const {
-  static constexpr const char* kDo[] = {
-      "borrows",         "borrows mutably", "looks again",   "begins to write", "has written",
-      "ends its borrow", "lends shared",    "lends mutably", "transfers",       "starts",
-      "returns",         "drops",           "clears poison", "crashes",         "crashes with its completion",
-      "resends",         "is delivered",    "is duplicated"};
-  static constexpr const char* kKind[] = {"nothing", "read",        "read reply", "free",   "completion",
-                                          "loss",    "acknowledge", "reap",       "update", "invalidation"};
-  const std::string verb = kDo[static_cast<int>(action.what)];
-  if (action.what == Do::Deliver || action.what == Do::Duplicate) {
-    const Message& m = s.messages[action.agent];
-    return std::string(kKind[static_cast<int>(m.kind)]) + " of address " + std::to_string(m.ref.address) +
-           " colour " + std::to_string(m.ref.colour) + " for task " + std::to_string(m.id) + " " + verb;
-  }
-  const Agent& agent = s.agents[action.agent];
-  std::string who = agent.role == Role::Owner ? "the owner" : "task " + std::to_string(agent.id);
-  who +=
-      " on server " + std::to_string(agent.server) + " " + verb + " object " + std::to_string(action.object);
-  const bool lends =
-      action.what == Do::LendShared || action.what == Do::LendMut || action.what == Do::Transfer;
-  if (lends) who += " to a task on server " + std::to_string(action.server);
-  return who;
 }
 
 }  // namespace drust::test

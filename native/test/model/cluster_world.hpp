@@ -14,6 +14,7 @@ using protocol::Ceiling;
 using protocol::Event;
 using protocol::EventKind;
 using protocol::Mode;
+using protocol::Outcome;
 using protocol::OwnerState;
 using protocol::Phase;
 using protocol::Step;
@@ -44,6 +45,17 @@ enum class Bug {
   NothingResent,           // a completion that died with its worker is not sent again
   PoisonKeepsColour,       // a value that was half written in place keeps the colour of the version before
   OldColourFreed,          // the lender frees the block it lent under the colour that it had then
+  EntryClearedEarly,       // a worker that returned clears its entry before the lender has acknowledged
+  OrphansFreedEarly,       // a dead owner's object is freed while a lend of it is out
+  DeadOwnersReportDropped,  // a completion for a dead owner is acknowledged and forgotten
+  NotMarkedInTransit,      // a block that moves to another owner still names the old one
+  LendEndedBeforeFence,    // a lend into a lost server ends while something lent from there runs
+  OrphanReturnsReaped,     // what a task had returned is freed when its lender's server is lost
+  WaitNotEnded,            // a borrow that waits for a lost server goes on waiting
+  LostColourNotAsked,      // a lend into a lost server is rolled back without asking for the block's colour
+  TreeOfLostKept,          // what a lost server's task had lent on is not freed elsewhere
+  OwnersServerNotSwept,    // what a lost server's processes owned elsewhere stays
+  IncarnationKept,         // a server comes back with the incarnation it had
 };
 
 struct Config {
@@ -59,6 +71,11 @@ struct Config {
   Byte duplicates = 0;
   Byte task_servers = 6;  // mask: where tasks run
   bool shared = true;     // shared borrows and lends take place
+  bool give_back = false;    // who was given the object gives it back instead of dropping it
+  Byte owner_deaths = 0;     // of the owner's process; its server lives
+  Byte losses = 0;           // of a whole server, at most one
+  Byte loss_servers = 0;     // mask: which may be lost
+  Byte restarts = 0;         // a lost server comes back, empty
   Bug bug = Bug::None;
   const char* only = nullptr;  // with a bug: the one property to check
 };
@@ -80,6 +97,13 @@ class World {
         handle.shared_lends == 0) {
       return {handle};
     }
+    if (config_.bug == Bug::OrphansFreedEarly && event.kind == EventKind::OwnerLost) {
+      OwnerState forgetful = handle;
+      forgetful.shared_lends = 0;
+      if (forgetful.writer == Writer::Lend) forgetful.writer = Writer::Local;
+      if (forgetful.writer == Writer::None && handle.phase < Phase::Moved) forgetful.phase = Phase::Owned;
+      return apply(forgetful, event);
+    }
     if (config_.bug == Bug::WriteWithoutPreImage && write) {
       Step step = apply(handle, {event.kind, static_cast<Byte>(event.facts | protocol::kInPlace)});
       step.actions &= ~protocol::Actions{protocol::kForbidRollback};
@@ -97,7 +121,7 @@ class World {
     if (config_.bug == Bug::ColourRestarts) return colour_before + 1;
     counter =
         config_.bug == Bug::ColourWraps ? static_cast<Byte>(counter % 2 + 1) : static_cast<Byte>(counter + 1);
-    ensure(counter != 0, "the model has 255 colours a server");
+    ensure(counter % kIncarnation != 0, "the model has 63 colours an incarnation");
     return counter;
   }
 
@@ -133,6 +157,40 @@ class World {
     } else {
       s_.send({.kind = Kind::Free, .to = static_cast<Byte>(server_of(ref)), .ref = ref, .mode = tree});
     }
+  }
+
+  // What a process of `server` owns there by the word in the header.
+  void free_owned_by_owner(int server) {
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const int address = server * kSlots + slot + 1;
+      const Block& block = s_.blocks[address - 1];
+      if (block.colour != 0 && block.tag == 0) free_at_home(make_ref(address, block.colour), true);
+    }
+  }
+
+  // On every server that lives, from `server`.
+  void reap_everywhere(int from, Byte tasks, bool trees) {
+    for (int server = 0; server < kServers; ++server) {
+      bool tagged = false;
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const Block& block = s_.blocks[server * kSlots + slot];
+        tagged |= block.colour != 0 && block.tag != 0 && (tasks >> block.tag & 1) != 0;
+      }
+      if (!tagged) continue;
+      if (server == from) {
+        reap(server, tasks, trees);
+      } else {
+        s_.send({.kind = Kind::Reap, .to = static_cast<Byte>(server), .object = tasks, .mode = trees});
+      }
+    }
+  }
+
+  // What the tasks below `outermost`, and itself, have made: all but what was committed up to it.
+  void reap_below(int from, Byte outermost, Byte committed, bool trees = false) {
+    unsigned tasks = 0;
+    for (unsigned id = 1; id <= kIds; ++id)
+      tasks |= s_.outermost[id] == outermost ? 1U << id : 0U;
+    if (config_.bug != Bug::TreeOfLostKept) reap_everywhere(from, static_cast<Byte>(tasks & ~committed), trees);
   }
 
   void reap(int server, Byte tasks, bool trees) {
@@ -257,14 +315,23 @@ class World {
     if (agent.role == Role::Owner) return true;
     TaskRecord record{.phase = static_cast<TaskPhase>(agent.phase),
                       .forbidden = agent.forbidden != 0,
+                      .orphaned = agent.orphaned != 0,
                       .below = agent.below};
     if (config_.bug == Bug::LossReportedEarly && event == TaskEvent::WorkerLost) record.below = 0;
-    const TaskStep step = apply(record, event);
+    TaskStep step = apply(record, event);
     if (!step.ok) return false;
+    const bool returned = record.phase == TaskPhase::Returned && event == TaskEvent::LenderLost;
+    if (returned && config_.bug == Bug::OrphanReturnsReaped) step.actions |= protocol::kReapTree;
     agent.phase = static_cast<Byte>(step.record.phase);
     agent.forbidden = step.record.forbidden;
+    agent.orphaned = step.record.orphaned;
     agent.below = static_cast<Byte>(step.record.below);
     const auto index = static_cast<Byte>(&agent - s_.agents);
+    const bool ended = record.phase < TaskPhase::Returned && step.record.phase >= TaskPhase::Returned;
+    if (ended && agent.loss_below != 0 && s_.outermost[agent.id] == agent.id) {
+      const bool returned = step.record.phase == TaskPhase::Returned;
+      reap_below(agent.server, agent.id, returned ? agent.tree : Byte{0});
+    }
     if ((step.actions & protocol::kReapTree) != 0) reap_tree(agent);
     if ((step.actions & protocol::kSendTaskCompletion) != 0) {
       s_.send({.kind = Kind::Completion,
@@ -291,20 +358,7 @@ class World {
     if (config_.bug == Bug::LostBlocksKept) return;
     const bool receiver = agent.role == Role::Receiver;  // the value was its own: it goes whole
     if (receiver && s_.live(agent.root)) free_from(agent.server, agent.root, true);
-    for (int server = 0; server < kServers; ++server) {
-      bool tagged = false;
-      for (int slot = 0; slot < kSlots; ++slot) {
-        const Block& block = s_.blocks[server * kSlots + slot];
-        tagged |= block.colour != 0 && block.tag != 0 && (agent.tree >> block.tag & 1) != 0;
-      }
-      if (!tagged) continue;
-      if (server == agent.server) {
-        reap(server, agent.tree, receiver);
-      } else {
-        s_.send(
-            {.kind = Kind::Reap, .to = static_cast<Byte>(server), .object = agent.tree, .mode = receiver});
-      }
-    }
+    reap_everywhere(agent.server, agent.tree, receiver);
     agent.queued_count = 0;
     for (Ref& ref : agent.queued)
       ref = {};
