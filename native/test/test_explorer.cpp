@@ -1,13 +1,10 @@
 // Every state of small clusters, and the mistakes that the explorer must find (model/cluster_model.hpp,
 // explorer.hpp).
 //
-// The counts are pinned: a change of the protocol or of the model shows here even when every property still
-// holds. Look at the change, then copy the new numbers. The thread sanitizer, which
-// has nothing to find in one thread, runs smaller clusters, pinned beside.
+// The counts are pinned (test/explorations.hpp); deaths of owners and servers are in test_explorer_deaths.cpp.
 #include <string>
 
-#include "test/harness.hpp"
-#include "test/model/explorations.hpp"
+#include "test/model/cluster_claims.hpp"
 
 namespace drust::test {
 namespace {

@@ -2,7 +2,7 @@
 // and the mistakes that the explorer must find there.
 //
 // Counts are pinned as in test_explorer.cpp.
-#include "test/model/explorations.hpp"
+#include "test/model/cluster_claims.hpp"
 
 namespace drust::test {
 namespace {
