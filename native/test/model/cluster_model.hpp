@@ -265,5 +265,6 @@ class ClusterModel {
 #include "test/model/cluster_describe.hpp"
 #include "test/model/cluster_properties.hpp"
 #include "test/model/cluster_steps.hpp"
-// After it: the steps of deaths are members of its Stepper.
+// After it: members of its Stepper.
 #include "test/model/cluster_loss.hpp"
+#include "test/model/cluster_outcome.hpp"
