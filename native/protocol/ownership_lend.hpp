@@ -11,16 +11,17 @@
 // task or with a task of its tree (those that committed into it): they are what the lost borrower had made of
 // the value.
 //
-// A task that may be tried again goes from `Dying` back to `Queued` once that is done: after its rollback, with
-// nothing below it, never where a rollback is forbidden; its lender hears nothing. A task whose lender's server is
-// lost is `orphaned`: nobody waits for it, and it ends without a report. (The death of the lender's process alone
-// changes nothing here: its server keeps the lend records and takes the reports.)
+// A task that may be tried again goes from `Dying` back to `Queued` once that is done: after its rollback,
+// with nothing below it, never where a rollback is forbidden; its lender hears nothing. A task whose lender's
+// server is lost is `orphaned`: nobody waits for it, and it ends without a report. (The death of the lender's
+// process alone changes nothing here: its server keeps the lend records and takes the reports.)
 //
 // Rejected: retrying under the old tags while the blocks of the attempt before are still being freed (they
 // cannot be told apart); reaping what an orphan had *returned* (its lender may have committed it to somebody
-// who lives; the outermost lender knows); letting the lender decide by whichever message arrives first (a completion and a loss report
-// travel on different connections; the losing side would have to be undone). No clock, socket, thread or
-// allocator here; the word is protected by the compare-and-swap that stores what this function returned.
+// who lives; the outermost lender knows); letting the lender decide by whichever message arrives first (a
+// completion and a loss report travel on different connections; the losing side would have to be undone). No
+// clock, socket, thread or allocator here; the word is protected by the compare-and-swap that stores what this
+// function returned.
 #pragma once
 
 #include <cstdint>
@@ -61,7 +62,7 @@ enum TaskAction : std::uint32_t {
   kDropQueuedFrees = 1U << 4,
   kForgetTask = 1U << 5,
   kUndoForRetry = 1U << 6,  // after the reaping: report Retry
-  kStopTask = 1U << 7,      // nobody waits for it: fence its worker when there is a bound to keep; it may also return
+  kStopTask = 1U << 7,      // nobody waits for it: its worker may be fenced, and it may also return
 };
 
 struct TaskRecord {
@@ -191,10 +192,11 @@ enum class Outcome : std::uint8_t { Committed, RolledBack, Poisoned };
   return EventKind::LendMutPoisoned;
 }
 
-// The borrower's server is lost, and the record of the task with it. Once every surviving server has refused that
-// incarnation and nothing lent from there runs any more, the lender asks where each lent block lies which colour it
-// has. As lent: its bytes were never touched. Another: a task further down, on that server, wrote it in place. A block
-// whose own server is the lost one needs no outcome of its own: it is gone, or promoted as it was last known.
+// The borrower's server is lost, and the record of the task with it. Once every surviving server has refused
+// that incarnation and nothing lent from there runs any more, the lender asks where each lent block lies which
+// colour it has. As lent: its bytes were never touched. Another: a task further down, on that server, wrote it
+// in place. A block whose own server is the lost one needs no outcome of its own: it is gone, or promoted as
+// it was last known.
 enum class LentBlock : std::uint8_t { AsLent, WrittenOver, ItsServerLost };
 
 [[nodiscard]] constexpr Outcome outcome_of_lost_server(Outcome so_far, LentBlock block) noexcept {

@@ -1,8 +1,8 @@
-// explorations.hpp: what tests of models share: a model that keeps every rule, with its counts, and one whose broken
-// rule is found.
+// explorations.hpp: what tests of models share: a model that keeps every rule, with its counts, and one whose
+// broken rule is found.
 //
-// Counts are pinned: a change of the protocol or of a model shows even when every property still holds. Look at the
-// change, then copy the new numbers.
+// Counts are pinned: a change of the protocol or of a model shows even when every property still holds. Look
+// at the change, then copy the new numbers.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,9 @@
 
 namespace drust::test {
 
-// The thread sanitizer slows the explorer down and has nothing to find in its one thread: it runs smaller clusters,
+// Sanitizers slow the explorer down and have little to find in its one thread: they run smaller clusters,
 // pinned beside.
-#if defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 inline constexpr bool kSlow = true;
 #else
 inline constexpr bool kSlow = false;

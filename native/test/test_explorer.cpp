@@ -1,7 +1,8 @@
 // Every state of small clusters, and the mistakes that the explorer must find (model/cluster_model.hpp,
 // explorer.hpp).
 //
-// The counts are pinned (test/explorations.hpp); deaths of owners and servers are in test_explorer_deaths.cpp.
+// The counts are pinned (test/explorations.hpp); deaths of owners are in
+// test_explorer_owners.cpp, of servers in test_explorer_servers.cpp.
 #include <string>
 
 #include "test/model/cluster_claims.hpp"

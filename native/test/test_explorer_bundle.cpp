@@ -1,5 +1,5 @@
-// Every state of one task with two mutable lends: it ends one way for both, and is tried again only from where it began
-// (model/bundle_model.hpp). Counts are pinned as in test_explorer.cpp.
+// Every state of one task with two mutable lends: it ends one way for both, and is tried again only from where
+// it began (model/bundle_model.hpp). Counts are pinned as in test_explorer.cpp.
 #include "test/explorations.hpp"
 #include "test/model/bundle_model.hpp"
 

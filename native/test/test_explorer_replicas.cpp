@@ -1,5 +1,5 @@
-// Every state of one replicated object and the loss of its server (model/replica_model.hpp). Counts are pinned as in
-// test_explorer.cpp.
+// Every state of one replicated object and the loss of its server (model/replica_model.hpp). Counts are pinned
+// as in test_explorer.cpp.
 #include "test/explorations.hpp"
 #include "test/model/replica_model.hpp"
 
@@ -45,7 +45,7 @@ TEST("a notice without a stamp is found when its address is used again") {
   check_found("no stamp", {.tasks = 3, .bug = Bug::NoticeIgnoresStamp}, kSurvives);
 }
 
-TEST("marking a block as replicated only when the backup has answered is found as a leak when its worker dies") {
+TEST("marking a block only when the backup has answered is found as a leak when its worker dies") {
   check_found("marked after", {.bug = Bug::MarkedAfterPut}, kNothingStays);
 }
 

@@ -1,16 +1,18 @@
-// bundle_model.hpp: one task that was lent two objects at once: how its lends end together, and when it is tried again.
+// bundle_model.hpp: one task that was lent two objects at once: how its lends end together, and when it is
+// tried again.
 //
 // Purpose. cluster_model.hpp gives a task one object and looks at every message; here a task has two (each
-// with a pre-image or written in place), may lend one of them on, and may be retried. So only what the outcome depends
-// on is here: which bytes each block holds, who has them, the task's record, the owner's handles, the reports.
+// with a pre-image or written in place), may lend one of them on, and may be retried. So only what the outcome
+// depends on is here: which bytes each block holds, who has them, the task's record, the owner's handles, the
+// reports.
 //
 // Idea. The owner lends A and B to a task, which writes each, lends one on to a task of its own (if it likes),
-// and returns. Workers die before any step, also after they returned; reports are lost with them and sent twice. A
-// value is a number: 1 before the task, 2 after it, kTorn half written. The ghost `found` holds what the
-// task was lent: each of its attempts must find just that.
+// and returns. Workers die before any step, also after they returned; reports are lost with them and sent
+// twice. A value is a number: 1 before the task, 2 after it, kTorn half written. The ghost `found` holds what
+// the task was lent: each of its attempts must find just that.
 //
-// Every decision is one of ownership.hpp and ownership_lend.hpp. Rejected: two objects in cluster_model.hpp (its
-// states would be the product of both and of the copies, which have no part in this).
+// Every decision is one of ownership.hpp and ownership_lend.hpp. Rejected: two objects in cluster_model.hpp
+// (its states would be the product of both and of the copies, which have no part in this).
 #pragma once
 
 #include <string>
@@ -84,7 +86,9 @@ struct Handle {
   Byte writer = 0;
   Byte flags = 0;
   [[nodiscard]] OwnerState get() const {
-    return {.phase = static_cast<protocol::Phase>(phase), .writer = static_cast<protocol::Writer>(writer), .flags = flags};
+    return {.phase = static_cast<protocol::Phase>(phase),
+            .writer = static_cast<protocol::Writer>(writer),
+            .flags = flags};
   }
   void put(const OwnerState& s) {
     *this = {static_cast<Byte>(s.phase), static_cast<Byte>(s.writer), s.flags};
@@ -114,7 +118,20 @@ struct State {
 };
 static_assert(std::has_unique_object_representations_v<State>);
 
-enum class Do : Byte { Lend, Start, WriteBegin, WriteEnd, LendOn, Return, Crash, Undo, Resend, Deliver, Twice, Drop };
+enum class Do : Byte {
+  Lend,
+  Start,
+  WriteBegin,
+  WriteEnd,
+  LendOn,
+  Return,
+  Crash,
+  Undo,
+  Resend,
+  Deliver,
+  Twice,
+  Drop,
+};
 
 struct Doing {
   Do what = Do::Lend;

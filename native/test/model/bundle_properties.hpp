@@ -84,7 +84,8 @@ inline std::vector<Property<State>> BundleModel::properties() const {
       {When::Always, "every attempt finds what the task was lent", never<kDirtyStart>},
       {When::Always, "no attempt starts while anything below the one before runs", never<kTwoWriters>},
       {When::Always, "an attempt's blocks are not freed under it", never<kFreedUnder>},
-      {When::AtRest, "nothing is stuck: at rest both objects are gone and every block free", at_rest_all_is_over},
+      {When::AtRest, "nothing is stuck: at rest both objects are gone and every block free",
+       at_rest_all_is_over},
   };
   if (config_.child) {
     all.push_back({When::Always, "a value that was rolled back has its children",
@@ -94,14 +95,19 @@ inline std::vector<Property<State>> BundleModel::properties() const {
     std::erase_if(all, [&](const Property<State>& p) { return std::string(p.claim) != config_.only; });
   }
   if (config_.bug != Bug::None || config_.crashes == 0) return all;
-  all.push_back({When::Sometimes, "a returned task loses its worker and its report", a_returned_task_loses_its_worker});
+  all.push_back(
+      {When::Sometimes, "a returned task loses its worker and its report", a_returned_task_loses_its_worker});
   const bool kept = config_.in_place == 0;
   if (config_.in_place == 2) all.push_back({When::Sometimes, "one lend poisons the other", one_poisons_both});
   if (config_.duplicates != 0) {
-    all.push_back({When::Sometimes, "a report comes after the task was settled", a_late_report_of_a_settled_task});
+    all.push_back(
+        {When::Sometimes, "a report comes after the task was settled", a_late_report_of_a_settled_task});
   }
   if (config_.retries == 0) return all;
-  if (kept) all.push_back({When::Sometimes, "both objects were written and are undone", both_written_then_rolled_back});
+  if (kept) {
+    all.push_back(
+        {When::Sometimes, "both objects were written and are undone", both_written_then_rolled_back});
+  }
   all.push_back({When::Sometimes, "a second attempt commits", a_second_attempt_commits});
   if (config_.crashes > config_.retries) {
     all.push_back({When::Sometimes, "the last attempt is rolled back", no_retry_is_left});

@@ -44,7 +44,8 @@ class Stepper {
         return;
       case Do::Undo:
         undo(task);
-        if (config_.bug != Bug::RetryBeforeUndo) ensure(tell(task, TaskEvent::Retry), "what was undone is retried");
+        if (config_.bug == Bug::RetryBeforeUndo) return;
+        ensure(tell(task, TaskEvent::Retry), "what was undone is retried");
         return;
       case Do::Resend:
         tell(task, TaskEvent::Resend);
@@ -127,7 +128,8 @@ class Stepper {
     if (returned && config_.bug == Bug::EntryClearedEarly) task.phase = static_cast<Byte>(TaskPhase::Settled);
   }
 
-  // Frees what is tagged with the task, and with those that committed into it; their queued frees are forgotten.
+  // Frees what is tagged with the task, and with those that committed into it; their queued frees are
+  // forgotten.
   void undo(Task& task) {
     task.undo_owed = 0;
     const bool under = task.alive != 0 && (task.fresh[0] != kNone || task.fresh[1] != kNone);
@@ -185,7 +187,8 @@ class Stepper {
   void end_of_both(Task& task, Outcome outcome, const protocol::LendStep& step) {
     for (int object = 0; object < kObjects; ++object) {
       Outcome own = outcome;
-      if (config_.bug == Bug::OutcomePerLend && own == Outcome::Poisoned && !in_place(object)) own = Outcome::RolledBack;
+      const bool alone = config_.bug == Bug::OutcomePerLend && !in_place(object);
+      if (alone && own == Outcome::Poisoned) own = Outcome::RolledBack;
       Event event{protocol::end_of_lend(own, false)};
       const Byte value = seen(s_, 0, object);
       const bool moved = task.fresh[object] != kNone || task.committed[object] != kNone;
@@ -233,7 +236,8 @@ inline void BundleModel::task_actions(const State& s, Byte index, std::vector<Ac
   }
   for (Byte object = 0; object < kObjects - index; ++object) {
     const bool lent_on = index == 0 && object == 0 && task.below != 0;
-    if (!lent_on && Stepper::seen(s, index, object) != kAfter + index) out.push_back({Do::WriteBegin, index, object});
+    const bool wrote = Stepper::seen(s, index, object) == kAfter + index;
+    if (!lent_on && !wrote) out.push_back({Do::WriteBegin, index, object});
   }
   if (index == 0 && config_.relend && s.lent_on == 0) out.push_back({Do::LendOn, index, 0});
   if (task.below == 0) out.push_back({Do::Return, index, 0});

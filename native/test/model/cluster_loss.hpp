@@ -1,16 +1,17 @@
-// cluster_loss.hpp: the steps that follow a death: of the owner's process, whose server lives, and of a whole server.
+// cluster_loss.hpp: the steps that follow a death: of the owner's process, whose server lives, and of a whole
+// server.
 //
 // A process. Its server keeps the lend records: it takes the reports as the owner would, and frees what the
 // process owned when none of its lends is out: by the header word in its own partition, by the owner's record
 // elsewhere.
 //
 // A server. Its blocks, copies, processes, queue and records are gone at once; what it has sent may still
-// arrive. The others notice one by one. From then on they refuse what that incarnation sends, end the waits for it,
-// and tell the tasks that were lent from there. When all have noticed and none of those tasks runs (the fence), lends
-// into the lost server end: rolled back, unless the block that was lent has another colour where it lies. Its
-// lender then has all freed that is tagged with that task as the outermost. Where the lender is itself a task, the
-// outermost one above it has freed, when it ends, what was made below it and not committed into it. What was lent from
-// the lost server's own processes is freed by whoever has it.
+// arrive. The others notice one by one. From then on they refuse what that incarnation sends, end the waits
+// for it, and tell the tasks that were lent from there. When all have noticed and none of those tasks runs
+// (the fence), lends into the lost server end: rolled back, unless the block that was lent has another colour
+// where it lies. Its lender then has all freed that is tagged with that task as the outermost. Where the
+// lender is itself a task, the outermost one above it has freed, when it ends, what was made below it and not
+// committed into it. What was lent from the lost server's own processes is freed by whoever has it.
 #pragma once
 
 #include "test/model/cluster_model.hpp"

@@ -134,7 +134,8 @@ class ClusterModel {
     const Agent& owner = s.agents[0];
     if (s.owner_deaths_left != 0 && owner.alive != 0) out.push_back({Do::OwnerDies, 0, 0, 0});
     const bool dead = owner.alive == 0 && owner.lost == 0 && s.orphans_freed == 0;
-    if (dead && (!s.lends_out() || config_.bug == Bug::OrphansFreedEarly)) out.push_back({Do::FreeOrphans, 0, 0, 0});
+    const bool drained = !s.lends_out() || config_.bug == Bug::OrphansFreedEarly;
+    if (dead && drained) out.push_back({Do::FreeOrphans, 0, 0, 0});
     if (owner.lost != 0 && s.swept == 0 && s.fenced(0)) out.push_back({Do::Sweep, 0, 0, 0});
     for (Byte lost = 0; lost < kServers; ++lost) {
       const bool may_go = s.losses_left != 0 && (config_.loss_servers >> lost & 1) != 0;

@@ -258,8 +258,8 @@ inline bool a_lost_incarnation_speaks_late(const State& s) {
 
 inline bool a_worker_dies_between_return_and_acknowledgement(const State& s) {
   for (const Agent& agent : s.agents) {
-    const bool returned = agent.role != Role::Free && static_cast<TaskPhase>(agent.phase) == TaskPhase::Returned;
-    if (returned && agent.alive == 0 && agent.lend_ended == 0) return true;
+    const auto phase = static_cast<TaskPhase>(agent.phase);
+    if (agent.role != Role::Free && phase == TaskPhase::Returned && agent.alive == 0 && agent.lend_ended == 0) return true;
   }
   return false;
 }
@@ -333,7 +333,8 @@ inline std::vector<Property<State>> cluster_properties(const Config& config) {
                    a_child_far_from_its_parent});
   }
   if (config.owner_deaths != 0) {
-    all.push_back({When::Sometimes, "an orphaned block waits for its lends", an_orphaned_block_waits_for_its_lends});
+    all.push_back({When::Sometimes, "an orphaned block waits for its lends",
+                   an_orphaned_block_waits_for_its_lends});
     all.push_back({When::Sometimes, "a completion comes home to a dead owner", a_completion_for_a_dead_owner});
   }
   if (config.losses != 0 && config.relends != 0) {
@@ -344,12 +345,13 @@ inline std::vector<Property<State>> cluster_properties(const Config& config) {
         {When::Sometimes, "a value outlives its borrower's server", a_value_outlives_its_borrowers_server});
     all.push_back({When::Sometimes, "a lost incarnation speaks late", a_lost_incarnation_speaks_late});
     if (config.relends != 0) {
-      all.push_back({When::Sometimes, "a lend into a lost server waits for the fence", a_lend_waits_for_the_fence});
+      all.push_back(
+          {When::Sometimes, "a lend into a lost server waits for the fence", a_lend_waits_for_the_fence});
     }
   }
   if (config.restarts != 0 && config.operations > 1) {
-    all.push_back(
-        {When::Sometimes, "a free for a lost block meets a new one at its address", a_lost_address_is_used_again});
+    all.push_back({When::Sometimes, "a free for a lost block meets a new one at its address",
+                   a_lost_address_is_used_again});
   }
   if (config.transfer) all.push_back({When::Sometimes, "a new owner writes", a_receiver_borrows});
   return all;

@@ -130,7 +130,7 @@ struct Agent {
   Byte below = 0;
   Byte lend_ended = 0;  // the lender applied the outcome
   Byte lost = 0;        // its server is lost, and the task's record there: only what the lender noted is left
-  Byte loss_below = 0;  // a lend below it, at any depth, went with a server: some of what was made is in no tree
+  Byte loss_below = 0;  // a lend below it, at any depth, went with a server: see cluster_loss.hpp
   Ref lent_as = {};     // the lender's: the pointer as it was lent
   Byte child = 0;       // the child being borrowed, 1 or 2; 0: none
   Stage stage[2] = {};  // of the root's borrow and of the child's
@@ -173,7 +173,7 @@ struct State {
   Byte ever_lost = 0;                 // mask: down now or back since
   Byte noticed[kServers] = {};        // a lost server's: mask of the servers that know
   Byte incarnations[kServers] = {};   // how often a server came back
-  Byte outermost[kIds + 1] = {};      // a task's: the one that an owner spawned, above it or itself (in each tag)
+  Byte outermost[kIds + 1] = {};      // in each tag: the task above it, or itself, that an owner spawned
   Byte breaches = 0;
 
   [[nodiscard]] Block& block(Ref ref) { return blocks[ref.address - 1]; }

@@ -354,7 +354,8 @@ class Stepper {
         outcome(agent, m);
         return;
       case Kind::Acknowledge:
-        if (agent.role != Role::Free && agent.id == m.id && agent.lost == 0) world_.tell_task(agent, TaskEvent::Acknowledge);
+        if (agent.role == Role::Free || agent.id != m.id || agent.lost != 0) return;
+        world_.tell_task(agent, TaskEvent::Acknowledge);
         return;
       case Kind::Reap:
         world_.reap(m.to, m.object, m.mode != 0);

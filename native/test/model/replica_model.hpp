@@ -1,20 +1,22 @@
-// replica_model.hpp: one object whose versions are kept on a backup server too, and the loss of the server they are on.
+// replica_model.hpp: one object whose versions are kept on a backup server too, and the loss of the server
+// they are on.
 //
-// Purpose. What another server could have seen must be there after its server is lost, and nothing may stay on the
-// backup for ever. Three servers: the owner's (it has no backup of its own), the *primary*, where tasks make the versions
-// of the object, and the *backup* of the primary.
+// Purpose. What another server could have seen must be there after its server is lost, and nothing may stay on
+// the backup for ever. Three servers: the owner's (it has no backup of its own), the *primary*, where tasks
+// make the versions of the object, and the *backup* of the primary.
 //
 // Idea. A version is put on the backup before the hand-over that tells of it leaves (here: a task's
 // completion). The backup keeps two versions of an address, because one that was written in place arrives
-// before its owner hears of it. Stamps, drawn on the primary, order what its processes say: a notice ("free", "the
-// owner has heard of a newer one") drops what is older than itself, however late it or that comes: the worker that puts a
-// version may die meanwhile, so the block is marked before, and the backup remembers the last notice of an address. A receiver *confirms* what it
-// now owns; what nobody confirmed is freed after a promotion. Before a promotion every lender has settled its lends into
-// the lost server and its confirmations have arrived (the round of the endpoint table). Frees that the lost
-// server may not have passed on are repeated to the backup.
+// before its owner hears of it. Stamps, drawn on the primary, order what its processes say: a notice ("free",
+// "the owner has heard of a newer one") drops what is older than itself, however late it or that comes: the
+// worker that puts a version may die meanwhile, so the block is marked before, and the backup remembers the
+// last notice of an address. A receiver *confirms* what it now owns; what nobody confirmed is freed after a
+// promotion. Before a promotion every lender has settled its lends into the lost server and its confirmations
+// have arrived (the round of the endpoint table). Frees that the lost server may not have passed on are
+// repeated to the backup.
 //
-// Messages arrive in any order; those of a lost server arrive late or never. Rejected: the whole of cluster_model.hpp
-// with replicas in it (a product of states that have nothing to do with each other).
+// Messages arrive in any order; those of a lost server arrive late or never. Rejected: the whole of
+// cluster_model.hpp with replicas in it (a product of states that have nothing to do with each other).
 #pragma once
 
 #include <algorithm>
@@ -111,7 +113,8 @@ struct State {
   Pointer freed[kFrees] = {};  // by the owner, on the primary: to be repeated
 
   [[nodiscard]] int message_count() const {
-    return static_cast<int>(std::count_if(messages, messages + kMessages, [](const Message& m) { return m.kind != Kind::None; }));
+    const auto there = [](const Message& m) { return m.kind != Kind::None; };
+    return static_cast<int>(std::count_if(messages, messages + kMessages, there));
   }
   [[nodiscard]] bool on_its_way(Kind kind) const {
     return std::any_of(messages, messages + kMessages, [kind](const Message& m) { return m.kind == kind; });

@@ -110,7 +110,8 @@ class Stepper {
 
   void complete() { send({Kind::Completion, s_.made.slot, s_.made.colour}); }
 
-  // A worker of the primary dies before its return: what it made is freed, in place the block is poisoned as it is.
+  // A worker of the primary dies before its return: what it made is freed, in place the block is poisoned as
+  // it is.
   void crash() {
     s_.lent = s_.put_stamp = 0;
     const bool in_place = s_.made.slot != 0 && s_.made.slot == s_.owned.slot;
@@ -242,7 +243,8 @@ class Stepper {
     close_gap(slot - 1);
   }
 
-  // The version, what was before it, and what came after it unless somebody owns that: the address was used again.
+  // The version, what was before it, and what came after it unless somebody owns that: the address was used
+  // again.
   void free_on_backup(Pointer pointer) {
     const Version* found = s_.find(pointer);
     if (found == nullptr) return;
@@ -270,7 +272,8 @@ class Stepper {
   void free_orphans() {
     s_.orphans_freed = 1;
     for (auto& versions : s_.versions) {
-      const bool owned = std::any_of(versions, versions + kVersions, [](const Version& v) { return v.confirmed != 0; });
+      const auto confirmed = [](const Version& version) { return version.confirmed != 0; };
+      const bool owned = std::any_of(versions, versions + kVersions, confirmed);
       for (Version& version : versions) {
         if (!owned) version = {};
       }
@@ -381,7 +384,9 @@ inline bool nothing_is_stuck(const State& s) {
   return s.dropped != 0 && s.message_count() == 0 && s.work == Work::None;
 }
 
-inline bool a_promoted_value_is_read(const State& s) { return s.promoted != 0 && s.dropped == 0 && s.owned.slot != 0; }
+inline bool a_promoted_value_is_read(const State& s) {
+  return s.promoted != 0 && s.dropped == 0 && s.owned.slot != 0;
+}
 inline bool two_versions_at_an_address(const State& s) {
   return std::any_of(s.versions, s.versions + kSlots, [](const auto& v) { return v[1].colour != 0; });
 }
