@@ -22,6 +22,7 @@
 
 #include <sys/uio.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -69,6 +70,11 @@ class Stream {
   [[nodiscard]] virtual std::string peer() const = 0;
   // For epoll; -1 if the stream has none (streams in memory).
   [[nodiscard]] virtual int descriptor() const noexcept = 0;
+  // The clock that this stream's bounds are measured by: virtual where time is.
+  [[nodiscard]] virtual std::int64_t now_ms() const noexcept {
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+  }
   // Says to the peer that nothing more will be sent; what it still sends can be received.
   virtual void end_sending() noexcept = 0;
 

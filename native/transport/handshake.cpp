@@ -6,7 +6,6 @@
 #include <sys/random.h>
 
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <string>
 
@@ -169,8 +168,7 @@ std::span<const std::byte> Handshake::take_outgoing() {
 }
 
 Status shake_hands(Stream& stream, Handshake& handshake, std::uint32_t timeout_ms) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point end = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  const std::int64_t end_ms = stream.now_ms() + timeout_ms;
   std::array<std::byte, sizeof(Hello)> buffer;
   stream.bound_silence(timeout_ms);
   for (;;) {
@@ -181,7 +179,7 @@ Status shake_hands(Stream& stream, Handshake& handshake, std::uint32_t timeout_m
     const std::size_t wanted = handshake.wanted_bytes();
     if (wanted == 0) return {};
     for (std::size_t received = 0; received < wanted;) {
-      const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()).count();
+      const std::int64_t left_ms = end_ms - stream.now_ms();
       if (left_ms <= 0)
         return Status(Code::timed_out, "no handshake within " + std::to_string(timeout_ms) + " ms");
       if (received > 0) stream.bound_silence(static_cast<std::uint32_t>(left_ms));  // a trickling peer
