@@ -21,6 +21,7 @@
 #include "base/status.hpp"
 #include "heap/heap.hpp"
 #include "protocol/wire.hpp"
+#include "server/pool.hpp"
 
 namespace drust::server {
 
@@ -29,6 +30,8 @@ using Token = std::vector<std::byte>;  // kTokenBytes of secret
 struct PeersOptions {
   Token token;
   std::uint32_t timeout_ms = kPeerTimeoutMs;
+  Dial dial{};              // none: over TCP
+  bool has_sweeper = true;  // a thread sends what frees no request takes along; else flush_frees() must be called
 };
 
 class Peers {

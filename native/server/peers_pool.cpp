@@ -75,7 +75,7 @@ void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
   heap.note_owed(remote, flags);
   const std::size_t count = frees_.add(remote.address.server(), item);
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (is_closed_) return;
+  if (is_closed_ || !has_sweeper_) return;
   if (!sweeper_.joinable()) {
     try {
       sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });

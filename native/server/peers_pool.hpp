@@ -23,7 +23,8 @@ class Peers::Pool {
   Pool(heap::Heap& given, PeersOptions options)
       : heap(given),
         partition(given.partition()),
-        connections_(partition, std::move(options.token), options.timeout_ms) {}
+        has_sweeper_(options.has_sweeper),
+        connections_(partition, std::move(options.token), options.timeout_ms, std::move(options.dial)) {}
   ~Pool() { close(); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -49,6 +50,7 @@ class Peers::Pool {
   void sweep();
 
   const std::uint32_t generation_ = fork_generation();
+  const bool has_sweeper_;
   ConnectionPool connections_;  // has its own lock, as the next one
   FreeBatches frees_;
   std::mutex mutex_;  // protects the members below; never held while a peer is waited for

@@ -15,8 +15,13 @@ constexpr std::size_t kIdlePerServerMax = 32;
 }  // namespace
 
 ConnectionPool::ConnectionPool(heap::Partition& partition, std::vector<std::byte> token,
-                               std::uint32_t timeout_ms)
-    : partition_(partition), token_(std::move(token)), timeout_ms_(timeout_ms) {}
+                               std::uint32_t timeout_ms, Dial dial)
+    : partition_(partition),
+      token_(std::move(token)),
+      timeout_ms_(timeout_ms),
+      dial_(dial ? std::move(dial) : [](const heap::Endpoint& endpoint, std::uint32_t connect_timeout_ms) {
+        return transport::connect_tcp(endpoint.host, endpoint.port, connect_timeout_ms);
+      }) {}
 
 Result<ConnectionPool::Lease> ConnectionPool::take(ServerId server, Choice choice) {
   const heap::Endpoint endpoint = partition_.endpoint(server);
@@ -43,7 +48,7 @@ Result<ConnectionPool::Lease> ConnectionPool::take(ServerId server, Choice choic
 Result<ConnectionPool::Lease> ConnectionPool::connect(ServerId server, const heap::Endpoint& endpoint) const {
   if (token_.size() != kTokenBytes)
     return Status(Code::unauthenticated, "there is no token to prove ourselves with");
-  auto connected = transport::connect_tcp(endpoint.host, endpoint.port, kConnectTimeoutMs);
+  auto connected = dial_(endpoint, kConnectTimeoutMs);
   if (!connected.ok()) return connected.status();
   transport::Handshake handshake(transport::Role::client, token_, server, transport::draw_nonce());
   if (Status status = transport::shake_hands(*connected.value(), handshake, kConnectTimeoutMs); !status.ok())

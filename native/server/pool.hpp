@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <unordered_map>
@@ -16,6 +17,10 @@
 #include "transport/contract.hpp"
 
 namespace drust::server {
+
+// How another server is reached: connect_tcp(), or a simulated network's connect().
+using Dial = std::function<Result<std::unique_ptr<transport::Stream>>(const heap::Endpoint& endpoint,
+                                                                      std::uint32_t timeout_ms)>;
 
 class ConnectionPool {
  public:
@@ -30,7 +35,8 @@ class ConnectionPool {
     fresh,   // a new one; the idle ones are closed, as one of them was found dead
   };
 
-  ConnectionPool(heap::Partition& partition, std::vector<std::byte> token, std::uint32_t timeout_ms);
+  ConnectionPool(heap::Partition& partition, std::vector<std::byte> token, std::uint32_t timeout_ms,
+                 Dial dial);
 
   // server_lost if it cannot be reached or is not in the table, unauthenticated, version_mismatch, closed.
   Result<Lease> take(ServerId server, Choice choice);
@@ -48,6 +54,7 @@ class ConnectionPool {
   heap::Partition& partition_;
   const std::vector<std::byte> token_;
   const std::uint32_t timeout_ms_;
+  const Dial dial_;
   std::mutex mutex_;  // protects the two below; never held while a connection is made or closed
   std::unordered_map<ServerId, Shelf> shelves_;
   bool is_closed_ = false;
