@@ -52,10 +52,13 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
     if (!lease.ok()) return give_up(server, lease.status());
     const bool is_pooled = lease.value().is_pooled;
+    const std::int64_t asked_ms = lease.value().stream->now_ms();
     Outcome outcome = exchange(*lease.value().stream, call, frees);
     have_left(frees);
-    // Its peer had gone while it was idle. Not after silence: a second wait would break the bound.
-    const bool was_dead = outcome.status.code() == Code::server_lost && is_pooled;
+    // Its peer had gone while it was idle, and answered the first packet with that. Not after silence, whether we
+    // ended it or the kernel did: a second wait would break the bound.
+    const bool was_prompt = lease.value().stream->now_ms() - asked_ms < kHeartbeatMs;
+    const bool was_dead = outcome.status.code() == Code::server_lost && is_pooled && was_prompt;
     if (was_dead && is_repeatable && !outcome.is_connection_good) {
       choice = ConnectionPool::Choice::fresh;
       continue;
