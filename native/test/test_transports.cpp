@@ -366,3 +366,29 @@ TEST("a server that trickles its handshake is given up in time") {
     CHECK(waited_ms < 1000);
   });
 }
+
+TEST("a server that falls silent in the middle of a handshake is given up in time") {
+  on_each([](Rig& rig) {
+    Pair pair = rig.connect_pair();
+    const Bytes token(kTokenBytes, std::byte{1});
+    Code code = Code::ok;
+    std::int64_t waited_ms = 0;
+    rig.together(
+        [&] {
+          transport::Handshake handshake(transport::Role::client, token, 0, transport::draw_nonce());
+          const std::int64_t start_ms = pair.client->now_ms();
+          code = transport::shake_hands(*pair.client, handshake, 400).code();
+          waited_ms = pair.client->now_ms() - start_ms;
+        },
+        [&] {
+          transport::Hello hello;
+          hello.role = static_cast<std::uint8_t>(transport::Role::server);
+          rig.pause(300);
+          iovec part{&hello, sizeof hello};
+          CHECK(pair.server->send_all({&part, 1}).ok());
+        });
+    CHECK_EQ(code, Code::timed_out);
+    CHECK(waited_ms >= 390);
+    CHECK(waited_ms < 600);  // and not as long again, from the greeting on
+  });
+}

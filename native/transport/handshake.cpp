@@ -171,6 +171,7 @@ Status shake_hands(Stream& stream, Handshake& handshake, std::uint32_t timeout_m
   const std::int64_t end_ms = stream.now_ms() + timeout_ms;
   std::array<std::byte, sizeof(Hello)> buffer;
   stream.bound_silence(timeout_ms);
+  std::int64_t bound_ms = timeout_ms;
   for (;;) {
     if (const std::span<const std::byte> outgoing = handshake.take_outgoing(); !outgoing.empty()) {
       iovec part{const_cast<std::byte*>(outgoing.data()), outgoing.size()};
@@ -182,7 +183,10 @@ Status shake_hands(Stream& stream, Handshake& handshake, std::uint32_t timeout_m
       const std::int64_t left_ms = end_ms - stream.now_ms();
       if (left_ms <= 0)
         return Status(Code::timed_out, "no handshake within " + std::to_string(timeout_ms) + " ms");
-      if (received > 0) stream.bound_silence(static_cast<std::uint32_t>(left_ms));  // a trickling peer
+      if (left_ms < bound_ms) {  // a peer that trickles, or falls silent after its first word
+        bound_ms = left_ms;
+        stream.bound_silence(static_cast<std::uint32_t>(left_ms));
+      }
       const iovec part{buffer.data() + received, wanted - received};
       const Result<std::size_t> got = stream.receive_some({&part, 1});
       if (!got.ok()) return got.status();
