@@ -114,25 +114,26 @@ build/native-%/built: $(STAMPS)/build-tools FORCE
 .PHONY: FORCE
 FORCE:
 
-FUZZ_S ?= 5
+# Spoiled frames, shared out over JOBS processes: each begins with a seed of its own, which it prints.
+FUZZ_FRAMES ?= 1000000
 # Kills at random times and real clocks on shared machines: a failure is printed, and must not happen twice in a row.
 run_native = $(2) $(BIN)/ctest --test-dir build/native-$(1) --output-on-failure --no-tests=error -j$(JOBS) \
     --repeat until-pass:2
 run_fuzzers = for fuzzer in $$(find build/native-$(1) -maxdepth 1 -name 'fuzz_*' -type f -executable | sort); do \
-    echo "$$fuzzer $(2)"; "$$fuzzer" $(2); done
+    seq $(JOBS) | xargs -P $(JOBS) -I '{}' "$$fuzzer" $$(( ($(2)) / $(JOBS) + 1 )) '{}000'; done
 
 native-test: build/native-plain/built build/native-address/built build/native-thread/built
 	$(call run_native,plain,)
 	$(call run_native,address,)
 	$(call run_native,thread,$(steady_addresses))
-	@$(call run_fuzzers,address,$(FUZZ_S))
+	@$(call run_fuzzers,address,$(FUZZ_FRAMES))
 
 PYTEST_ARGS ?= -n 2
 pytest: $(STAMPS)/extra-dev $(STAMPS)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-address/built
-	@$(call run_fuzzers,address,120)
+	@$(call run_fuzzers,address,10 * $(FUZZ_FRAMES))
 	$(BIN)/python -m pytest -m soak --timeout=1800
 
 # -- generated files -----------------------------------------------------------------------------------------------

@@ -38,7 +38,12 @@ void append(Bytes& bytes, const T& message) {
 }
 
 inline void append_random(Bytes& bytes, Dice& dice, std::uint64_t count) {
-  for (std::uint64_t index = 0; index < count; ++index) bytes.push_back(static_cast<std::byte>(dice.next()));
+  const std::size_t start = bytes.size();
+  bytes.resize(start + count);
+  for (std::uint64_t at = 0; at < count; at += 8) {
+    const std::uint64_t word = dice.next();
+    std::memcpy(bytes.data() + start + at, &word, std::min<std::uint64_t>(8, count - at));
+  }
 }
 
 // A region of a buffer of `bytes` bytes.
@@ -103,7 +108,7 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
   return frame;
 }
 
-// Changes `bytes` somewhere: bits, a field with a telling value, its length, or nothing.
+// Changes `bytes` somewhere: bits, a field with a telling value, its length, or, as it may fall, nothing.
 inline void spoil(Dice& dice, Bytes& bytes) {
   static constexpr std::uint64_t kTelling[] = {0,          1,          63,
                                                64,         65,         4096,
@@ -112,21 +117,20 @@ inline void spoil(Dice& dice, Bytes& bytes) {
                                                1ULL << 63, ~0ULL,      ~0ULL - 63};
   if (bytes.size() < 8) return;
   const std::uint64_t head = std::min<std::uint64_t>(bytes.size(), sizeof(wire::RequestHeader) + 128);
-  switch (dice.below(6)) {
-    case 0: break;
+  switch (dice.below(5)) {
+    case 0:
     case 1:
-    case 2:
       for (std::uint64_t count = 1 + dice.below(3); count > 0; --count) {
         bytes[dice.below(dice.once_in(2) ? head : bytes.size())] ^=
             static_cast<std::byte>(1U << dice.below(8));
       }
       break;
-    case 3: {
+    case 2: {
       const std::uint64_t value = kTelling[dice.below(std::size(kTelling))];
       std::memcpy(bytes.data() + dice.below(head / 8) * 8, &value, sizeof value);
       break;
     }
-    case 4: {
+    case 3: {
       const auto value = static_cast<std::uint32_t>(kTelling[dice.below(std::size(kTelling))]);
       std::memcpy(bytes.data() + dice.below(head / 4) * 4, &value, sizeof value);
       break;

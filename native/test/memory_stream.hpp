@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
-#include <deque>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,18 +15,40 @@
 
 namespace drust::test {
 
+// Bytes in, bytes out, in order. In bulk: fuzzing is mostly this.
+class ByteQueue {
+ public:
+  void push(const void* bytes, std::size_t count) {
+    const auto* start = static_cast<const std::byte*>(bytes);
+    bytes_.insert(bytes_.end(), start, start + count);
+  }
+  // At most as many as there are; returns how many.
+  std::size_t pop(void* place, std::size_t count) noexcept {
+    count = std::min(count, size());
+    if (count > 0) std::memcpy(place, bytes_.data() + begin_, count);
+    begin_ += count;
+    if (begin_ == bytes_.size()) {
+      bytes_.clear();
+      begin_ = 0;
+    }
+    return count;
+  }
+  [[nodiscard]] std::size_t size() const noexcept { return bytes_.size() - begin_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::size_t begin_ = 0;
+};
+
 // Shared between the test and the stream, which the connection owns. One thread.
 struct MemoryPipe {
-  std::deque<std::byte> input;
+  ByteQueue input;
   std::vector<std::byte> output;
   bool has_ended = false;  // behind `input`
   std::size_t step_bytes = std::numeric_limits<std::size_t>::max();
   std::size_t room_bytes = std::numeric_limits<std::size_t>::max();
 
-  void say(const void* bytes, std::size_t count) {
-    const auto* start = static_cast<const std::byte*>(bytes);
-    input.insert(input.end(), start, start + count);
-  }
+  void say(const void* bytes, std::size_t count) { input.push(bytes, count); }
   template <class T>
   void say(const T& message) {
     say(&message, sizeof message);
@@ -82,9 +104,8 @@ class MemoryStream final : public transport::Stream {
   transport::Transfer try_receive(std::span<const iovec> parts) noexcept override {
     std::size_t received = 0;
     for (const iovec& part : parts) {
-      const std::size_t bytes = std::min({part.iov_len, pipe_.input.size(), pipe_.step_bytes - received});
-      std::copy_n(pipe_.input.begin(), bytes, static_cast<std::byte*>(part.iov_base));
-      pipe_.input.erase(pipe_.input.begin(), pipe_.input.begin() + static_cast<std::ptrdiff_t>(bytes));
+      const std::size_t bytes =
+          pipe_.input.pop(part.iov_base, std::min(part.iov_len, pipe_.step_bytes - received));
       received += bytes;
       if (bytes < part.iov_len) break;
     }
