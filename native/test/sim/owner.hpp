@@ -254,7 +254,8 @@ class Owner {
 
   // The record's one outcome is that the task is lost, unless it has another already.
   void give_up(const Lend& lend) {
-    if (!tasks::Queue::complete(*home_.machine.partition, lend.record, tasks::RecordState::lost, {})) return;
+    const auto met = tasks::Queue::complete(*home_.machine.heap, lend.record, tasks::RecordState::lost, {});
+    if (met != tasks::Delivery::applied) return;
     c_.facts(lend.task).is_given_up = true;
     ++c_.seen.lost_tasks;
   }

@@ -35,7 +35,8 @@ class Site final : public transport::SimWatcher {
   Site(World world, Machine& given, std::uint64_t given_epoch)
       : machine(given), epoch(given_epoch), world_(world) {
     operations_ = std::make_unique<server::Operations>(
-        *machine.heap, *machine.queue, [this](const GlobalPointer& child) { free_later(child, false); });
+        *machine.heap, *machine.queue,
+        [this](const GlobalPointer& block, std::uint64_t) { free_later(block, false); });
     server::PeersOptions options;
     options.token = test_token();
     options.has_sweeper = false;  // a fiber of the simulation sweeps

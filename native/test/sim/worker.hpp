@@ -46,9 +46,8 @@ class Worker {
     const CompletionBody said{body.id, static_cast<std::uint32_t>(outcome.code), outcome.numbers, outcome.value};
     const GlobalPointer completion = site_.machine.make_body(said, tasks::kCompletionCodec);
     if (site_.is_here(entry.record)) {
-      const bool is_first = tasks::Queue::complete(*site_.machine.partition, entry.record,
-                                                   tasks::RecordState::done, completion);
-      if (!is_first) free_block(c_, site_, completion);
+      const auto met = tasks::Queue::complete(*site_.machine.heap, entry.record, tasks::RecordState::done, completion);
+      if (met != tasks::Delivery::applied) free_block(c_, site_, completion);
       site_.wake();
     } else {
       complete(entry.record, completion, task, body.id);
