@@ -57,10 +57,16 @@ inline constexpr std::uint32_t kConnectTimeoutMs = 2000;
 inline constexpr std::uint32_t kPeerTimeoutMs = 4000;  // a cut cable or a stopped peer is an error after this
 inline constexpr std::uint32_t kHeartbeatMs = 1000;
 
+// The board on which tests kill processes (kill_point.hpp).
+inline constexpr std::uint32_t kKillPointsMax = 128;
+inline constexpr std::uint32_t kKillRows = 96;
+inline constexpr std::uint64_t kKillBoardBytes = 4096;
+
 static_assert(kServerBits + kGranuleBits == 48);
 static_assert(kSegmentBytes % 4096 == 0 && kSpanBytesMax % kSegmentBytes == 0);
 static_assert(kSmallBlockBytesMax * 8 <= kSpanBytesMax);
 static_assert(kProcessesMax % 64 == 0);
+static_assert(kKillPointsMax * 8 + kKillRows * 32 == kKillBoardBytes);
 static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0);
 static_assert(kPeerTimeoutMs < 5000, "every wait on a lost server must end within 5 s");
 

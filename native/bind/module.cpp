@@ -13,6 +13,7 @@ void register_runtime(nb::module_& module);
 void register_draft(nb::module_& module);
 void register_plane(nb::module_& module);
 void register_watch(nb::module_& module);
+void register_kill_points(nb::module_& module);
 
 namespace {
 
@@ -69,5 +70,6 @@ NB_MODULE(_core, module) {
   bind::register_draft(module);
   bind::register_plane(module);
   bind::register_watch(module);
+  bind::register_kill_points(module);
   if (!bind::register_handles(module.ptr())) throw nanobind::python_error();
 }

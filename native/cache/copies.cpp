@@ -7,6 +7,7 @@
 
 #include "base/ensure.hpp"
 #include "base/futex.hpp"
+#include "base/kill_point.hpp"
 #include "cache/copy_table.hpp"
 
 namespace drust::cache {
@@ -84,13 +85,16 @@ void Copies::publish(std::uint32_t entry, const GlobalPointer& local) {
   row.local[1].store(local.colour);
   row.local[2].store(local.extent_bytes);
   row.local[0].store(local.address.raw());
+  kill_point("copies.publish.named");
   // After the entry names the block: killed in between, whoever ends this fetch finds and frees it.
   const bool there = table.heap_.set_owner(local, heap::owner_word(heap::OwnerKind::copy, table.self_));
   ensure(there, "the copy published is no live block");
+  kill_point("copies.publish.owned");
   row.acquired_at.store(now_ns(), std::memory_order_relaxed);
   const bool pinned = table.pin(entry, seen);
   ensure(pinned, "a fetch was ended though its leader lives");
   row.state.store(word_of(EntryPhase::ready, use_of(seen), {}));
+  kill_point("copies.publish.ready");
   table.wake(entry);
 }
 

@@ -19,6 +19,7 @@
 
 #include "base/ensure.hpp"
 #include "base/futex.hpp"
+#include "base/kill_point.hpp"
 #include "cache/copies.hpp"
 
 namespace drust::cache {
@@ -121,6 +122,7 @@ class Copies::Table {
   bool pin(std::uint32_t index, std::uint64_t seen) noexcept {
     const std::lock_guard lock(pin_mutexes_[index % kPinMutexes]);
     if (pin_counts_[index]++ == 0) row(index).pins[self_.slot / 64].fetch_or(1ULL << (self_.slot % 64));
+    kill_point("copies.pin.set");
     if (row(index).state.load() == seen) return true;
     unpin_locked(index);
     return false;
@@ -142,6 +144,7 @@ class Copies::Table {
       row(index).state.store(seen);
       return 0;
     }
+    kill_point("copies.evict.evicting");
     return finish_evicting(index, evicting);
   }
   std::uint64_t finish_evicting(std::uint32_t index, std::uint64_t evicting) noexcept {
@@ -156,6 +159,7 @@ class Copies::Table {
     if (local.is_null()) return 0;
     // In this order: killed in between, whoever ends this fetch or eviction frees it again, which does nothing.
     const bool was_live = heap_.free_shallow(local).ok();
+    kill_point("copies.evict.freed");
     row(index).local[0].store(0);
     return was_live ? local.extent_bytes : 0;
   }
@@ -181,7 +185,10 @@ class Copies::Table {
     const std::uint64_t mine = word_of(EntryPhase::reserved, 0, self_);
     for (std::uint32_t tries = 1;; ++tries) {
       std::uint64_t holder = 0;
-      if (stripe(home).compare_exchange_weak(holder, mine)) return true;
+      if (stripe(home).compare_exchange_weak(holder, mine)) {
+        kill_point("copies.stripe.locked");
+        return true;
+      }
       if (holder != 0 && !partition_.is_alive(process_of(holder)) &&
           stripe(home).compare_exchange_strong(holder, mine)) {
         return true;
@@ -201,6 +208,7 @@ class Copies::Table {
       if (phase_of(seen) != EntryPhase::empty) continue;
       if (!row(index).state.compare_exchange_strong(seen, word_of(EntryPhase::reserved, use_of(seen), self_)))
         continue;
+      kill_point("copies.add.reserved");
       row(index).local[0].store(0);
       key(index).address.store(remote.address.raw());
       key(index).colour.store(remote.colour);
@@ -209,6 +217,7 @@ class Copies::Table {
              !reach(home).compare_exchange_weak(farthest, static_cast<std::uint8_t>(step))) {
       }
       row(index).state.store(word_of(EntryPhase::fetching, use_of(seen), self_));
+      kill_point("copies.add.fetching");
       return index;
     }
     return kCopiesMax;

@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "base/ensure.hpp"
+#include "base/kill_point.hpp"
 
 namespace drust::heap {
 namespace {
@@ -44,10 +45,12 @@ Result<std::uint64_t> Arena::take(std::uint32_t size_class) {
   --span->free;
   const std::uint64_t offset = span->offset_bytes + std::uint64_t{index} * kClasses[size_class].block_bytes;
   auto& header = *reinterpret_cast<BlockHeader*>(base_ + offset);
+  kill_point("heap.take.before");
   // Under the mutex: nobody else moves a state away from 0, and enter() must not see this one free again.
   ensure(header.state.load(std::memory_order_acquire) == kFree, "a block in a free list is not free");
   header.owner.store(owner_word(OwnerKind::process, process_), std::memory_order_relaxed);
   header.state.store(filling(process_), std::memory_order_release);
+  kill_point("heap.take.after");
   return offset;
 }
 

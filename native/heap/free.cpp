@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/ensure.hpp"
+#include "base/kill_point.hpp"
 #include "heap/arena.hpp"
 #include "heap/heap.hpp"
 #include "heap/mapping.hpp"
@@ -24,6 +25,7 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
   const bool is_tree = with_children && header.child_count > 0;
   if (!is_tree && place.entry.kind() == SegmentKind::span) {
     if (!header.state.compare_exchange_strong(expected, kFree, std::memory_order_acq_rel)) return false;
+    kill_point("heap.free.leaf");
     partition_.count(process_, Counter::frees);
     if (place.entry.owner() == process_) {
       arena_->enter(place);
@@ -41,6 +43,7 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
   }
   partition_.count(process_, Counter::frees);
   open.push_back(place);
+  kill_point("heap.free.begun");
   return true;
 }
 
@@ -62,10 +65,12 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
           remote.push_back(pointer);
         } else if (mapping.segments.locate(pointer.address.offset_bytes(), below)) {
           static_cast<void>(begin_free(below, pointer.colour, true, open));  // gone already: nothing to do
+          kill_point("heap.free.child");
         }
       }
     }
     give_back(place);
+    kill_point("heap.free.given_back");
     mapping.slot(process_.slot).frees_open.fetch_sub(1);
   }
 }
@@ -146,6 +151,7 @@ void Heap::adopt_block(const Place& place, ProcessId dead, std::vector<Place>& o
     mapping.slot(process_.slot).frees_open.fetch_add(1);
     if (header.state.compare_exchange_strong(expected, mine, std::memory_order_acq_rel)) {
       open.push_back(place);
+      kill_point("heap.adopt.opened");
     } else {
       mapping.slot(process_.slot).frees_open.fetch_sub(1);
     }
@@ -180,6 +186,7 @@ void Heap::adopt(ProcessId dead, std::vector<GlobalPointer>* remote) {
     if (!seen.is_head()) continue;
     const bool theirs = seen.owner() == dead;
     if (theirs && !segments.inherit(head, seen, process_)) continue;  // a run that somebody frees just now
+    kill_point("heap.adopt.inherited");
     if (seen.status() == SegmentStatus::moving) {
       if (theirs) segments.give_back(head, process_, false);
       continue;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/ensure.hpp"
+#include "base/kill_point.hpp"
 #include "base/limits.hpp"
 #include "heap/arena.hpp"
 #include "heap/mapping.hpp"
@@ -143,9 +144,11 @@ GlobalPointer Heap::publish(Address address) {
   BlockHeader& header = partition_.mapping_->header_at(address.offset_bytes());
   const Colour colour = draw_colour();
   const std::uint64_t extent_bytes = header.extent_bytes;
+  kill_point("heap.publish.before");
   std::uint64_t expected = filling(process_);
   const bool was_filling = header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel);
   ensure(was_filling, "published a block that this process was not filling");
+  kill_point("heap.publish.after");
   return {address, colour, extent_bytes};
 }
 

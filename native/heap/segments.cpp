@@ -6,6 +6,7 @@
 #include <fcntl.h>
 
 #include "base/ensure.hpp"
+#include "base/kill_point.hpp"
 #include "heap/memory_room.hpp"
 
 namespace drust::heap {
@@ -214,12 +215,14 @@ Result<std::uint64_t> Segments::claim(ProcessId owner, SegmentKind kind, std::ui
                                       std::uint64_t length) {
   const Operation operation(slot(owner.slot));
   if (!reserve(length)) return Status(Code::out_of_memory, "the quota is used up");
+  kill_point("heap.claim.counted");
   const Result<std::uint64_t> marked =
       mark_run(length, SegmentEntry::head(SegmentStatus::moving, kind, size_class, owner));
   if (!marked.ok()) {
     shared_->claimed_segments.fetch_sub(length, std::memory_order_acq_rel);
     return marked;
   }
+  kill_point("heap.claim.marked");
   const std::uint64_t start = marked.value();
   std::uint64_t warm = 0;
   if (Status status = back(start, length, owner, warm); !status.ok()) {
@@ -231,6 +234,7 @@ Result<std::uint64_t> Segments::claim(ProcessId owner, SegmentKind kind, std::ui
     lower_hint(start);
     return status;
   }
+  kill_point("heap.claim.backed");
   if (warm > 0) shared_->warm_segments.fetch_sub(warm, std::memory_order_acq_rel);
   hints_[start].store(0, std::memory_order_relaxed);
   const std::uint64_t claimed = level(shared_->claimed_segments);
@@ -241,6 +245,7 @@ Result<std::uint64_t> Segments::claim(ProcessId owner, SegmentKind kind, std::ui
 }
 
 void Segments::settle(std::uint64_t head) noexcept {
+  kill_point("heap.settle.before");
   table_[head].store(entry(head).with_status(SegmentStatus::claimed).word(), std::memory_order_release);
 }
 
@@ -254,8 +259,9 @@ void Segments::take(std::uint64_t head, ProcessId self) noexcept {
     ensure(entry.status() == SegmentStatus::claimed && entry.is_head(),
            "segments taken that nobody has claimed");
     const SegmentEntry wanted = entry.with_owner(self).with_status(SegmentStatus::moving);
-    if (table_[head].compare_exchange_weak(seen, wanted.word(), std::memory_order_acq_rel)) return;
+    if (table_[head].compare_exchange_weak(seen, wanted.word(), std::memory_order_acq_rel)) break;
   }
+  kill_point("heap.take.segments");
 }
 
 bool Segments::inherit(std::uint64_t head, SegmentEntry seen, ProcessId self) noexcept {
@@ -290,8 +296,10 @@ void Segments::give_back(std::uint64_t head, ProcessId self, bool keep_warm) noe
   const std::uint64_t room = shared_->warm_segments_kept - std::min(shared_->warm_segments_kept, warm_now);
   const std::uint64_t kept = keep_warm ? std::min(all, room) : 0;
   punch(head + kept, all - kept);
+  kill_point("heap.give_back.punched");
   free_entries(head + kept, all - kept, SegmentEntry::cold());
   free_entries(head, kept, SegmentEntry::warm());
+  kill_point("heap.give_back.freed");
   if (kept > 0) shared_->warm_segments.fetch_add(kept, std::memory_order_acq_rel);
   shared_->claimed_segments.fetch_sub(all, std::memory_order_acq_rel);
   lower_hint(head);

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/ensure.hpp"
+#include "base/kill_point.hpp"
 
 namespace drust::server {
 namespace {
@@ -42,6 +43,7 @@ Status send_request(transport::Stream& stream, Call& call, std::span<const wire:
   ensure(call.body.size() <= Call::kBodyPartsMax, "a body has few pieces");
   for (const iovec& part : call.body) parts[count++] = part;
   call.sent_bytes = transport::total_bytes({parts.data(), count});
+  kill_point("call.request.before");
   return stream.send_all({parts.data(), count});
 }
 
@@ -100,7 +102,9 @@ Status receive_reply(transport::Stream& stream, Call& call, Outcome& outcome) {
 Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::FreeItem> frees) {
   Outcome outcome;
   Status status = send_request(stream, call, frees);
+  kill_point("call.request.sent");
   if (status.ok()) status = receive_reply(stream, call, outcome);
+  kill_point("call.reply.read");
   if (!status.ok()) outcome.status = std::move(status);
   return outcome;
 }
@@ -108,7 +112,9 @@ Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::Fr
 Status send_frees(transport::Stream& stream, std::span<const wire::FreeItem> frees) {
   const wire::RequestHeader header = free_header(frees);
   std::array<iovec, 2> parts{piece(&header, sizeof header), piece(frees.data(), frees.size_bytes())};
-  return stream.send_all(parts);
+  Status status = stream.send_all(parts);
+  kill_point("call.frees.sent");
+  return status;
 }
 
 }  // namespace drust::server

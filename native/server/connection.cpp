@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "base/kill_point.hpp"
+
 namespace drust::server {
 namespace {
 
@@ -128,6 +130,7 @@ bool Connection::step_body() {
     body_left_bytes_ -= moved;
   }
   if (body_left_bytes_ > 0) return false;
+  kill_point("server.body.arrived");
   answer(operations_.execute(request_, intake_));
   return true;
 }
@@ -146,6 +149,7 @@ std::size_t Connection::body_parts(std::span<iovec, 2> parts) noexcept {
 }
 
 void Connection::answer(Answer answer) {
+  kill_point("server.execute.after");
   answer_ = std::move(answer);
   phase_ = Phase::header;
   switch (answer_.kind) {
@@ -281,6 +285,7 @@ Connection::Fill Connection::send_answer() {
   output_begin_ += from_output;
   if (sent.bytes > from_output) chunks.move_on(sent.bytes - from_output);
   if (!is_answering()) {
+    kill_point("server.reply.sent");
     output_.clear();
     output_begin_ = 0;
     if (output_.capacity() > kKeptOutputBytes) output_.shrink_to_fit();
