@@ -57,6 +57,8 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "queue.push.written",
     "queue.push.ready",
     "queue.take.running",
+    "queue.return.written",
+    "queue.return.decided",
     "queue.finish.before",
     "queue.finish.after",
     "record.make.published",

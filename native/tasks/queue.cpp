@@ -14,6 +14,7 @@
 
 #include "base/ensure.hpp"
 #include "base/futex.hpp"
+#include "base/kill_point.hpp"
 #include "base/limits.hpp"
 
 namespace drust::tasks {
@@ -102,6 +103,7 @@ class Queue::Ring {
   // reserved -> ready, and somebody hears of it.
   void make_ready(Slot& slot, std::uint64_t ticket) noexcept {
     slot.state.store(word_of(Phase::ready, ticket, self_));
+    kill_point("queue.push.ready");
     lower_head(ticket);
     head().pushes.fetch_add(1);
     if (head().sleepers.load() > 0) futex_wake(head().pushes, 1);
@@ -140,6 +142,7 @@ class Queue::Ring {
       if (phase_of(seen) != Phase::ready) continue;
       if (!place.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), self_)))
         continue;
+      kill_point("queue.take.running");
       const Entry entry = read(place, ticket);
       const bool starts = advance(place, TaskEvent::Start);
       ensure(starts, "a waiting task had a fate");
@@ -172,6 +175,7 @@ Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::
       continue;
     }
     if (!slot.state.compare_exchange_strong(seen, word_of(Phase::reserved, ticket, ring.self_))) continue;
+    kill_point("queue.push.reserved");
     std::uint64_t expected = ticket;
     tail.compare_exchange_strong(expected, ticket + 1);
     slot.ticket.store(ticket, std::memory_order_relaxed);
@@ -179,6 +183,7 @@ Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::
     put(slot.record, record);
     slot.retries.store(retries, std::memory_order_relaxed);
     slot.fate.store(word_of(TaskRecord{}), std::memory_order_relaxed);
+    kill_point("queue.push.written");
     ring.make_ready(slot, ticket);
     return Status();
   }
@@ -212,12 +217,17 @@ bool Queue::returned(const Entry& entry, const GlobalPointer& completion) noexce
   const bool is_ours = slot.state.load() == word_of(Phase::running, entry.ticket, entry.worker);
   if (!is_ours || fate_of(slot).phase != TaskPhase::Running) return false;
   put(slot.completion, completion);
-  return advance(slot, TaskEvent::Return);
+  kill_point("queue.return.written");
+  const bool is_decided = advance(slot, TaskEvent::Return);
+  kill_point("queue.return.decided");
+  return is_decided;
 }
 
 void Queue::finish(const Entry& entry) noexcept {
+  kill_point("queue.finish.before");
   std::uint64_t expected = word_of(Phase::running, entry.ticket, entry.worker);
   ring_->slot(entry.index).state.compare_exchange_strong(expected, word_of(Phase::empty, entry.ticket, {}));
+  kill_point("queue.finish.after");
 }
 
 bool Queue::withdraw(const GlobalPointer& task) noexcept {

@@ -8,6 +8,7 @@
 #include <bit>
 
 #include "base/futex.hpp"
+#include "base/kill_point.hpp"
 #include "base/limits.hpp"
 #include "tasks/queue.hpp"
 
@@ -61,6 +62,7 @@ Result<GlobalPointer> Queue::make_record(heap::Heap& heap, ServerId target,
   record->server = target;
   record->under = under;
   const GlobalPointer pointer = heap.publish(address.value());
+  kill_point("record.make.published");
   record->state.word.store(pending_word(pointer.colour));  // nobody else knows the pointer yet
   return pointer;
 }
@@ -69,8 +71,10 @@ Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordSt
                          const GlobalPointer& completion) noexcept {
   Record* found = find_record(heap.partition(), record);
   if (found == nullptr || state == RecordState::pending) return Delivery::repeated;
+  kill_point("record.complete.before");
   std::uint64_t expected = pending_word(record.colour);
   if (found->state.word.compare_exchange_strong(expected, outcome_word(state, completion))) {
+    kill_point("record.complete.after");
     futex_wake(futex_of(*found), kEverybody);
     return Delivery::applied;
   }
@@ -95,6 +99,7 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
         record->address.store(address.raw());
         record->colour.store(block.value().header().state.load());
       }
+      kill_point("record.wait.over");
       return record;
     }
     if (partition.is_closed()) return Status(Code::closed, "the runtime has been shut down");
