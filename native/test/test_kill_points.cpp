@@ -1,0 +1,282 @@
+// Processes killed at every kill point of heap, copy table, queue and records: what is left is accounted for.
+//
+// A child attaches, and does all that a worker does natively: blocks, trees, runs, copies, records, tasks pushed,
+// taken and completed. It dies at a passing of a point that the test has chosen; then the parent gives back what
+// it held, as a server does (bind/plane.cpp), and counts: no task runs, no record is pending that nobody will
+// complete, no copy is pinned, no block is left. Each death costs milliseconds, so every point gets several.
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <signal.h>
+#include <string>
+#include <sys/wait.h>
+#include <vector>
+
+#include "base/kill_point.hpp"
+#include "cache/copies.hpp"
+#include "tasks/queue.hpp"
+#include "test/harness.hpp"
+#include "test/heap_fixture.hpp"
+
+using namespace drust;
+using namespace drust::heap;
+using cache::Copies;
+using tasks::Queue;
+using tasks::RecordState;
+using test::Host;
+using test::make_block;
+
+namespace {
+
+bool is_of(std::string_view name, std::string_view room) { return name.substr(0, room.size()) == room; }
+
+// What this test's children pass. The others need sockets, or a process that adopts.
+bool is_passed_here(std::string_view name) {
+  return !is_of(name, "call.") && !is_of(name, "server.") && !is_of(name, "heap.adopt.");
+}
+
+std::uint32_t index_of(std::string_view name) {
+  return static_cast<std::uint32_t>(std::find(kKillPoints.begin(), kKillPoints.end(), name) -
+                                    kKillPoints.begin());
+}
+
+}  // namespace
+
+TEST("a point that is not armed does nothing, and one that is armed waits for its passing") {
+  for (int passing = 0; passing < 3; ++passing) kill_point("heap.take.before");
+  CHECK(kill_board.load() == nullptr);
+#if DRUST_TEST_FORKS
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    arm_kill_point(index_of("heap.take.before"), 3, KillAction::exit);
+    kill_point("heap.take.before");
+    kill_point("heap.take.after");
+    kill_point("heap.take.before");
+    if (kill_board.load()->passed[index_of("heap.take.before")].load() != 2) ::_exit(1);
+    kill_point("heap.take.before");
+    ::_exit(2);
+  }
+  int status = 0;
+  CHECK_EQ(::waitpid(pid, &status, 0), pid);
+  CHECK(WIFEXITED(status));
+  CHECK_EQ(WEXITSTATUS(status), 86);
+#endif
+}
+
+#if DRUST_TEST_FORKS
+TEST("each action ends a process its own way") {
+  const auto end_of = [](KillAction action) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      ::signal(SIGSEGV, SIG_DFL);  // a sanitizer's handler would print a page
+      arm_kill_point(kAnyKillPoint, 1, action);
+      kill_point("queue.push.ready");
+      ::_exit(0);
+    }
+    int status = 0;
+    ensure(::waitpid(pid, &status, WUNTRACED) == pid, "no child");
+    if (!WIFSTOPPED(status)) return status;
+    ::kill(pid, SIGCONT);  // a stopped one goes on
+    ensure(::waitpid(pid, &status, 0) == pid && status == 0, "a stopped process does not go on");
+    return 0;
+  };
+  CHECK_EQ(WTERMSIG(end_of(KillAction::kill)), SIGKILL);
+  CHECK_EQ(WTERMSIG(end_of(KillAction::abort)), SIGABRT);
+  CHECK_EQ(WTERMSIG(end_of(KillAction::segfault)), SIGSEGV);
+  CHECK_EQ(WEXITSTATUS(end_of(KillAction::exit)), 86);
+  CHECK_EQ(end_of(KillAction::stop), 0);
+}
+
+namespace {
+
+GlobalPointer elsewhere(std::uint64_t number) {
+  return {Address::make(9, 64 * (number + 1)), (1ULL << 48) | (number + 1), 128};
+}
+
+void free_tree(Heap& heap, const GlobalPointer& block) {
+  std::vector<GlobalPointer> remote;
+  static_cast<void>(heap.free(block, remote));
+}
+
+// One task from its spawn to its end, with everything in one process.
+void run_task(Heap& heap, Queue& queue) {
+  Partition& partition = heap.partition();
+  const auto record = Queue::make_record(heap, partition.server());
+  if (!record.ok()) return;
+  const GlobalPointer task = make_block(heap, 300, {make_block(heap, 10)});
+  heap.set_owner(task, owner_word(OwnerKind::queue, {}));
+  static_cast<void>(queue.push(task, record.value()));
+  const auto entry = queue.take(0);
+  if (!entry.ok()) return;
+  const GlobalPointer completion = make_block(heap, 50);
+  if (!Queue::complete(partition, entry.value().record, RecordState::done, completion)) {
+    free_tree(heap, completion);
+  }
+  queue.finish(entry.value());
+  free_tree(heap, entry.value().task);
+  const auto done = Queue::wait(partition, record.value(), 0);
+  if (done.ok()) free_tree(heap, done.value()->completion());
+  static_cast<void>(heap.free_shallow(record.value()));
+}
+
+// Without end: the kill point ends it.
+[[noreturn]] void live(const Partition& parents, std::uint32_t seed, std::uint32_t point, std::uint32_t nth) {
+  auto attached = Partition::attach(::dup(parents.memfd()));
+  const auto process =
+      attached.value()->claim_process(ProcessKind::worker, static_cast<std::uint32_t>(::getpid()));
+  Heap heap(*attached.value(), process.value());
+  Copies copies(heap);
+  Queue queue(heap);
+  std::mt19937 random(seed);
+  arm_kill_point(point, nth, KillAction::kill);
+  while (true) {
+    run_task(heap, queue);
+    const GlobalPointer tree = make_block(heap, 100, {make_block(heap, 200'000), make_block(heap, 10)});
+    free_tree(heap, tree);
+    free_tree(heap, make_block(heap, 3'000'000));
+    const auto got = copies.acquire(elsewhere(random() % 50), 1000);
+    if (got.ok()) {
+      if (got.value().is_leader) {
+        const GlobalPointer local = make_block(heap, random() % 70'000);
+        if (random() % 8 == 0 || local.is_null()) {
+          static_cast<void>(heap.free_shallow(local));
+          copies.abandon(got.value().entry);
+          continue;
+        }
+        copies.publish(got.value().entry, local);
+      }
+      copies.release(got.value().entry);
+    }
+    if (random() % 3 == 0) copies.evict(random() % 300'000);
+    if (random() % 8 == 0) heap.reclaim();
+  }
+}
+
+// As the server does with a process that has ended.
+void reap(Host& host, Queue& queue, Copies& copies, pid_t pid) {
+  for (const ProcessInfo& info : host.partition->processes()) {
+    if (info.pid != static_cast<std::uint32_t>(pid)) continue;
+    host.partition->declare_dead(info.id);
+    for (const tasks::Entry& entry : queue.reap(info.id)) {
+      static_cast<void>(Queue::complete(*host.partition, entry.record, RecordState::lost, {}));
+      free_tree(*host.heap, entry.task);
+    }
+    copies.reap(info.id);
+    std::vector<GlobalPointer> remote;
+    host.heap->adopt(info.id, &remote);
+    host.heap->free_owned_by(info.id, remote);
+    host.partition->release_process(info.id);
+  }
+}
+
+// The dead one's tasks that were still queued run now; what it had spawned itself is nobody's any more.
+void settle(Host& host, Queue& queue, Copies& copies) {
+  CHECK_EQ(queue.running(), 0U);
+  while (true) {
+    const auto entry = queue.take(0);
+    if (!entry.ok()) break;
+    static_cast<void>(Queue::complete(*host.partition, entry.value().record, RecordState::lost, {}));
+    queue.finish(entry.value());
+    free_tree(*host.heap, entry.value().task);
+  }
+  CHECK_EQ(copies.pinned(), 0U);
+  copies.evict(1ULL << 40);
+  CHECK_EQ(copies.entries(), 0U);
+  std::vector<GlobalPointer> queued;
+  host.partition->each_live_block([&](const BlockInfo& block) {
+    // A spawner that died between giving its task to the queue and pushing it: the block is the queue's, and
+    // in no entry. Nothing else may be left.
+    if (CHECK(owner_kind(block.owner) == OwnerKind::queue)) queued.push_back(block.pointer);
+  });
+  CHECK(queued.size() <= 1);
+  for (const GlobalPointer& block : queued) free_tree(*host.heap, block);
+  CHECK_EQ(host.partition->live_blocks(), 0U);
+  host.heap->reclaim();
+  CHECK_EQ(host.partition->usage().claimed_bytes, 0U);
+}
+
+// A child that dies there; whether it did.
+bool die_at(Host& host, std::uint32_t seed, std::uint32_t point, std::uint32_t nth) {
+  const pid_t pid = ::fork();
+  ensure(pid >= 0, "no fork");
+  if (pid == 0) {
+    ::alarm(20);
+    live(*host.partition, seed, point, nth);
+  }
+  int status = 0;
+  CHECK_EQ(::waitpid(pid, &status, 0), pid);
+  Queue queue(*host.heap);
+  Copies copies(*host.heap);
+  reap(host, queue, copies, pid);
+  settle(host, queue, copies);
+  return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+}
+
+}  // namespace
+
+TEST("a process killed at any kill point leaves nothing that is not accounted for") {
+  Host host(64ULL << 20);
+  std::uint32_t kills = 0;
+  for (const std::uint32_t nth : {1U, 2U, 3U, 7U}) {
+    for (std::uint32_t point = 0; point < kKillPoints.size(); ++point) {
+      if (!is_passed_here(kKillPoints[point])) continue;
+      const int before = test::failures().load();
+      if (!CHECK(die_at(host, point, point, nth)) || test::failures().load() != before) {
+        std::printf("      at %s, passing %u\n", std::string(kKillPoints[point]).c_str(), nth);
+      }
+      ++kills;
+    }
+  }
+  std::printf("      %u processes killed\n", kills);
+}
+
+TEST("a process killed at a random passing of any kill point leaves nothing that is not accounted for") {
+  Host host(64ULL << 20);
+  const char* more = std::getenv("DRUST_TEST_ROUNDS");
+  const int rounds = more != nullptr ? std::atoi(more) : 150;
+  std::mt19937 random(5);
+  for (int round = 0; round < rounds; ++round) {
+    const auto seed = static_cast<std::uint32_t>(random());
+    const auto nth = static_cast<std::uint32_t>(1 + random() % 3000);
+    const int before = test::failures().load();
+    if (!CHECK(die_at(host, seed, kAnyKillPoint, nth)) || test::failures().load() != before) {
+      std::printf("      seed %u, passing %u\n", seed, nth);
+      break;
+    }
+  }
+  std::printf("      %d processes killed\n", rounds);
+}
+
+TEST("an adopter killed while it adopts leaves its work to the next") {
+  Host host(64ULL << 20);
+  for (const char* const name : {"heap.adopt.inherited", "heap.adopt.opened"}) {
+    for (std::uint32_t nth = 1; nth <= 3; ++nth) {
+      const pid_t first = ::fork();
+      if (first == 0) live(*host.partition, nth, index_of("heap.free.child"), 1 + nth);
+      CHECK_EQ(::waitpid(first, nullptr, 0), first);
+      const pid_t adopter = ::fork();
+      if (adopter == 0) {
+        Host own{16ULL << 20};
+        auto attached = Partition::attach(::dup(host.partition->memfd()));
+        own.partition = std::move(attached.value());
+        own.process = own.join();
+        own.heap = std::make_unique<Heap>(*own.partition, own.process);
+        arm_kill_point(index_of(name), nth, KillAction::kill);
+        Queue queue(*own.heap);
+        Copies copies(*own.heap);
+        reap(own, queue, copies, first);
+        ::_exit(0);
+      }
+      int status = 0;
+      CHECK_EQ(::waitpid(adopter, &status, 0), adopter);
+      if (nth == 1) CHECK(WIFSIGNALED(status));
+      Queue queue(*host.heap);
+      Copies copies(*host.heap);
+      // Both again: the first was declared dead, so its slot is given back by whoever comes after.
+      reap(host, queue, copies, first);
+      reap(host, queue, copies, adopter);
+      settle(host, queue, copies);
+    }
+  }
+}
+#endif
