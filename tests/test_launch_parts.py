@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import socket
 import stat
 import sys
@@ -326,6 +327,86 @@ def test_a_dead_worker_is_reaped_and_replaced(staged: Any, loop: Loop) -> None:
     assert outputs[0] != outputs[1]
     assert stage.plane.reaped == [(7, 9)]  # its slot, and not the other process's
     assert stage.pool.places[0].deaths == 1
+    _stop(stage, loop)
+
+
+def test_how_a_worker_ended_is_known_before_it_is_reaped(staged: Any, loop: Loop) -> None:
+    known: list[str] = []
+    stage = SimpleNamespace()
+
+    def reap(self: _Plane, slot: int, generation: int) -> int:
+        known.append(stage.place.reason())
+        return 0
+
+    def is_enough(message: messages.Message) -> bool:
+        return isinstance(message, messages.WorkerLost)
+
+    original_reap, original_start = _Plane.reap, pool.Pool._start_in
+
+    def start_in(staff: pool.Pool, place: pool.Place) -> None:
+        stage.place = place
+        original_start(staff, place)
+
+    try:
+        _Plane.reap, pool.Pool._start_in = reap, start_in  # type: ignore[method-assign]
+        result = staged("kill -6 $$", is_enough)
+    finally:
+        _Plane.reap, pool.Pool._start_in = original_reap, original_start  # type: ignore[method-assign]
+    assert known == ["killed by SIGABRT"]
+    assert result.reports[-1].reason == "killed by SIGABRT"
+    _stop(result, loop)
+
+
+def test_a_reaper_that_fails_once_goes_on_with_the_next(staged: Any, loop: Loop) -> None:
+    deaths: list[Any] = []
+
+    def is_enough(message: messages.Message) -> bool:
+        deaths.append(message)
+        return len(deaths) == 2
+
+    def reap(self: _Plane, slot: int, generation: int) -> int:
+        self.reaped.append((slot, generation))
+        if len(self.reaped) == 1:
+            raise RuntimeError("a peer sent nonsense")
+        return 1
+
+    original = _Plane.reap
+    try:
+        _Plane.reap = reap  # type: ignore[method-assign]
+        stage = staged("exit 3", is_enough)
+    finally:
+        _Plane.reap = original  # type: ignore[method-assign]
+    assert [death.lost_tasks for death in deaths] == [0, 1]
+    _stop(stage, loop)
+
+
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_stopped_worker_is_ended_after_a_while_unless_it_is_continued(
+    staged: Any, loop: Loop, monkeypatch: pytest.MonkeyPatch, continued: bool
+) -> None:
+    monkeypatch.setattr(pool, "STOPPED_MAX_S", 0.3)
+    staff: list[pool.Pool] = []
+    original = pool.Pool.fill
+
+    def fill(each: pool.Pool) -> None:
+        staff.append(each)
+        original(each)
+
+    monkeypatch.setattr(pool.Pool, "fill", fill)
+    before = signal.getsignal(signal.SIGCHLD)
+    signal.signal(signal.SIGCHLD, lambda *_: loop.post(lambda: staff[0].look_for_stopped()))
+    go_on = "(sleep 0.1; kill -CONT $$) & " if continued else ""
+    try:
+        stage = staged(
+            f"{go_on}kill -STOP $$; sleep 0.5; echo going on; exec sleep 60",
+            lambda message: isinstance(message, messages.Output | messages.WorkerLost),
+        )
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    if continued:
+        assert "going on" in stage.reports[-1].text
+    else:
+        assert stage.reports[-1].reason == "stopped for 0.3 s, then killed by SIGKILL"
     _stop(stage, loop)
 
 

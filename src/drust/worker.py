@@ -47,6 +47,7 @@ def main() -> None:
     """Runs a worker until its server closes the partition."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
+    process.forbid_core_files()
     lifeline, memfd = int(sys.argv[1]), int(sys.argv[2])
     size = process.LENGTH.unpack(_read_exactly(lifeline, process.LENGTH.size))[0]
     start = msgspec.msgpack.decode(_read_exactly(lifeline, size), type=messages.WorkerStart)

@@ -6,11 +6,17 @@ the next is started at once. A worker that ends without having run anything is a
 is started again ever later, and after DEATHS_MAX such deaths within DEATHS_WINDOW_S no more, with the reason
 reported.
 
+A worker that is *stopped* (SIGSTOP) is neither alive nor dead: it holds lends, pins and tasks that nobody may
+take from it, and whoever waits for it would wait for ever. It is not taken for a busy one, however long that
+runs: the kernel says which it is, by SIGCHLD, so nothing is polled. Stopped for STOPPED_MAX_S it is killed,
+and all is as with any other death; continued before, it goes on. A debugger's stop is not one of these.
+
 Everything here runs in the loop's thread. Reaping may wait for another server, so it runs in a thread of its
 own.
 """
 
 import functools
+import logging
 import queue
 import threading
 import time
@@ -19,7 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from drust.server import messages, process
-from drust.server.loop import Loop
+from drust.server.loop import Loop, Timer
 from drust.server.output import LineForwarder
 
 if TYPE_CHECKING:
@@ -27,10 +33,13 @@ if TYPE_CHECKING:
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 10.0
+STOPPED_MAX_S = 3.0  # with what reaping takes, below the 5 s that any wait may take
 _BACKOFF_S = 0.1  # doubled at each death that counts
 _END_WITHIN_S = 0.3  # a worker whose lifeline was closed is killed after this
 _READ_BYTES = 64 * 1024
 _TEND_S = 0.05  # between looks at what dead processes still have on loan
+
+_logger = logging.getLogger("drust.server")
 
 
 class Place:
@@ -42,6 +51,12 @@ class Place:
         self.forwarders: dict[int, LineForwarder] = {}  # by descriptor
         self.deaths = 0
         self.state = "backing off"
+        self.stopped: Timer | None = None  # while the process is stopped: ends it
+        self.verdict = ""  # why we killed it, in front of how
+
+    def reason(self) -> str:
+        """How its process ended, and why if that was our doing. Before it is collected."""
+        return self.verdict + (self.process.reason() if self.process else "")
 
 
 class Pool:
@@ -145,20 +160,43 @@ class Pool:
             self._collect(place, worker)
             self._check_empty()
         else:
-            self.reap(worker.pid, worker.reason(), lambda lost_tasks: self._reaped(place, worker, lost_tasks))
+            self.reap(worker.pid, place.reason(), lambda lost_tasks: self._reaped(place, worker, lost_tasks))
+
+    def look_for_stopped(self) -> None:
+        """After SIGCHLD: a worker was stopped or continued (or has ended: its pidfd tells that)."""
+        for place in self.places:
+            worker = place.process
+            is_stopped = worker is not None and process.is_stopped(worker.pid)
+            if place.stopped and not is_stopped:
+                place.stopped.cancel()
+                place.stopped = None
+            elif worker is not None and is_stopped and not place.stopped:
+                too_long = functools.partial(self._stopped_too_long, place, worker)
+                place.stopped = self._loop.call_later(STOPPED_MAX_S, too_long)
+
+    def _stopped_too_long(self, place: Place, worker: process.WorkerProcess) -> None:
+        place.stopped = None
+        if place.process is worker and process.is_stopped(worker.pid):
+            place.verdict = f"stopped for {STOPPED_MAX_S:g} s, then "
+            worker.kill()
 
     def _reaped(self, place: Place, worker: process.WorkerProcess, lost_tasks: int) -> None:
-        reason = self._collect(place, worker)
+        reason = place.reason()
+        self._collect(place, worker)
         if self._stopping:
             self._check_empty()
         else:
             self._lost(place, worker.pid, reason, lost_tasks)
 
-    def _collect(self, place: Place, worker: process.WorkerProcess) -> str:
+    def _collect(self, place: Place, worker: process.WorkerProcess) -> None:
         place.process = None
         place.deaths += 1
         place.state = "backing off"
-        return worker.collect()
+        if place.stopped:
+            place.stopped.cancel()
+        place.stopped = None
+        place.verdict = ""
+        worker.collect()
 
     def _lost(self, place: Place, pid: int, reason: str, lost_tasks: int) -> None:
         server = self._start.server
@@ -212,14 +250,24 @@ class Pool:
             try:
                 pid, reason, done = self._reaping.get(timeout=_TEND_S if waiting else None)
             except queue.Empty:
-                waiting = self._plane.tend()
+                waiting = self._tend()
                 continue
             lost_tasks = 0
-            for row in self._plane.processes():
-                if row["pid"] == pid:
-                    lost_tasks += self._plane.reap(row["slot"], row["generation"], pid, reason)
+            try:
+                for row in self._plane.processes():
+                    if row["pid"] == pid:
+                        lost_tasks += self._plane.reap(row["slot"], row["generation"], pid, reason)
+            except Exception:  # else the next dead worker would wait for ever
+                _logger.exception("what process %d held could not all be given back", pid)
             self._loop.post(functools.partial(done, lost_tasks))
-            waiting = self._plane.tend()
+            waiting = self._tend()
+
+    def _tend(self) -> int:
+        try:
+            return self._plane.tend()
+        except Exception:
+            _logger.exception("what dead processes have on loan could not be looked at")
+            return 1  # again, soon
 
     # -- stopping --------------------------------------------------------------------------------------------
 

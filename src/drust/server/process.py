@@ -4,10 +4,15 @@ What a worker may know comes over its lifeline: a pipe whose write end the serve
 one message (`WorkerStart`), then stays silent; its end of file is the server's death, and ends the worker.
 The partition travels as an inherited memfd. A worker leads a process group of its own, so that what its tasks
 start ends with it.
+
+Workers leave no core files unless DRUST_CORE_FILES=1: the kernel would write the partition, which every
+worker maps, once for each that dies, and a task that is tried again fills a disk. The user's `ulimit -c`
+cannot tell what is wanted: containers come with `unlimited`. Where it died, faulthandler prints all the same.
 """
 
 import contextlib
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -16,6 +21,7 @@ import time
 
 from drust.server import messages
 
+CORE_FILES = "DRUST_CORE_FILES"  # a variable of the driver's environment, as DRUST_LOG
 LENGTH = struct.Struct("<I")  # in front of the one message on a lifeline
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 
@@ -36,6 +42,21 @@ def describe_exit(status: int) -> str:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"killed by signal {-status}"
+
+
+def forbid_core_files() -> None:
+    """As the head of this file says: in a worker, before its first task. What it starts inherits that."""
+    if os.environ.get(CORE_FILES, "") in ("", "0"):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process of ours is stopped by a signal (SIGSTOP, SIGTSTP); one file read."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
 
 
 class WorkerProcess:

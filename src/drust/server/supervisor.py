@@ -64,6 +64,7 @@ class Supervisor:
         self._loop.watch(self._channel.fileno(), self._receive)
         self._watch_death(self._start.driver_pid, self._driver_gone)
         signal.signal(signal.SIGTERM, lambda *_: self._loop.post(lambda: self._stop(GRACE_S, "SIGTERM")))
+        signal.signal(signal.SIGCHLD, lambda *_: self._loop.post(self._pool.look_for_stopped))
         self._loop.call_later(TRIM_PERIOD_S, self._trim)
         threading.Thread(target=self._take_questions, name="drust-control", daemon=True).start()
         self._loop.run()
