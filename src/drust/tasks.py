@@ -262,7 +262,9 @@ def spawn(
 def _poll_the_oldest() -> None:
     """Ends the lends of tasks that nobody joins: a few at each spawn, so that they cannot pile up."""
     for handle in list(itertools.islice(_outstanding, _POLLED_PER_SPAWN)):
-        if not handle.poll() and _outstanding.pop(handle, handle) is None:
+        if handle._runtime.closed:  # an earlier session's, whose heap is gone
+            _outstanding.pop(handle, None)
+        elif not handle.poll() and _outstanding.pop(handle, handle) is None:
             _outstanding[handle] = None  # behind the others
 
 
