@@ -260,6 +260,20 @@ def exit_on_eof(descriptor: int) -> None:
     Ends this process, and its process group if it leads one, once reading `descriptor` gives end of file.
     """
 
+def kill_points() -> list[str]: ...
+
+def kill_actions() -> list[str]: ...
+
+def arm_kill_point(name: str, nth: int, action: str) -> None: ...
+
+KILL_BOARD_BYTES: int = 4096
+
+KILL_POINTS_MAX: int = 128
+
+KILL_ROWS: int = 96
+
+ANY_KILL_POINT: int = 4294967295
+
 def set_hooks(
     *,
     adopt: Callable[[Any], tuple[Any, Pin | None, bool]] | None = None,
