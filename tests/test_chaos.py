@@ -1,0 +1,169 @@
+"""Processes that die in every way there is, anywhere: nothing is lost that the rules do not let go, nothing
+is left, and the survivors go on.
+
+Random programs under kills are drust.testing.chaos; here are its runs, and one by one the deaths that it does
+not draw: of drivers, of a server of two, a worker that is stopped, one that the kernel kills for memory.
+`make soak` runs the same with thousands of deaths, under new seeds.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import drust
+from drust import Box, ServerLostError
+from drust.testing import account, chaos, faults
+
+WAIT_S = 5.0  # every wait on what was lost ends within this
+SOAK_KILLS = 10_000
+
+
+def wait_until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
+    pause, deadline = faults.Pause(), time.monotonic() + within_s
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not happen"
+        pause.wait()
+    return found
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def total(rows: Any) -> float:
+    return float(rows.sum())
+
+
+def fill(rows: Any, number: int) -> None:
+    rows[:] = number
+
+
+# -- random programs ---------------------------------------------------------------------------------------
+
+passed: dict[str, int] = {}  # by the runs of this module: kill points
+
+
+def play(seed: int, kills: int, servers: int, workers: int) -> None:
+    """A run whose seed is printed, and whose kill points count for the test below."""
+    print(f"chaos: seed {seed}")
+    with (
+        faults.Board() as board,
+        drust.init(servers=servers, workers=workers, heap_bytes="256MiB") as session,
+    ):
+        print(chaos.Run(session, board, seed).play(kills))
+        for point, count in board.passed().items():
+            passed[point] = passed.get(point, 0) + count
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("seed", "kills", "servers", "workers"), [(1, 60, 2, 5), (2, 30, 1, 5), (3, 30, 3, 2)]
+)
+def test_random_programs_survive_the_deaths_of_their_workers(seed, kills, servers, workers):
+    report = play(seed, kills, servers, workers)
+    assert report.deaths >= kills
+    if servers == 2:
+        assert report.never == []  # every kill point there is was passed
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(4 * 3600)
+def test_random_programs_survive_ten_thousand_deaths():
+    left = SOAK_KILLS
+    while left > 0:
+        play(random.randrange(10**9), min(left, 250), random.randint(1, 3), random.randint(2, 5))
+        left -= 250
+
+
+# -- the death of a server ---------------------------------------------------------------------------------
+
+SERVER_POINTS = ("server.body.arrived", "server.execute.after", "server.reply.sent", "heap.publish.after")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("point", SERVER_POINTS)
+def test_a_server_that_dies_in_the_middle_of_a_request_is_an_error_and_the_other_goes_on(point):
+    with faults.Board() as board, drust.init(servers=2, workers=2, heap_bytes="256MiB") as session:
+        chaos.wait_attached(session)
+        here = [Box(np.full(40, number)) for number in range(4)]
+        there = [drust.spawn(make, 5000, server=1).join() for _ in range(2)]
+        before = account.take_at_rest(session)
+        row = board.arm(session.pids[1], point, 3)
+        started = time.monotonic()
+        while board.fired(row) is None:
+            assert time.monotonic() - started < 20, f"{point} was not passed"
+            for box in here:
+                with suppress(ServerLostError):
+                    drust.spawn(fill, box.borrow_mut(), 7, server=1).join(timeout=WAIT_S)
+        for box in there:
+            asked = time.monotonic()
+            with pytest.raises(ServerLostError, match="server 1"), box.borrow():
+                pass
+            assert time.monotonic() - asked < WAIT_S
+        for box in here:  # some moved to server 1 with their last writer, and are lost with it
+            with suppress(ServerLostError), box.borrow() as rows:
+                assert len(set(rows.tolist())) == 1
+        assert drust.spawn(total, Box(np.ones(9)).borrow(), server=0).join(timeout=WAIT_S) == 9
+        leaked, _ = account.take(session).since(before)
+        assert [block for block in leaked if block.server == 0 and block.nbytes > 1000] == []
+
+
+def make(size: int) -> Box:
+    return Box(np.ones(size))
+
+
+# -- the death of a driver ---------------------------------------------------------------------------------
+
+DRIVER = """
+    import os, sys
+    import drust
+    from drust.testing import faults, chaos, programs
+    from random import Random
+
+    session = drust.init(servers=2, workers=1, heap_bytes="64MiB")
+    chaos.wait_attached(session)
+    workers = [pid for _, pid in chaos.attached(session)]
+    print(*session.pids, *workers, flush=True)
+    faults.arm_here("", nth=int(sys.argv[1]), action=sys.argv[2])
+    random, cells = Random(int(sys.argv[1])), []
+    while True:
+        pending = [programs.draw(random, cells, number, 2) for number in range(4)]
+        for each in pending:
+            cells += each.settle()
+"""
+
+
+def names_left(pids: list[int]) -> list[str]:
+    """Abstract sockets of these processes."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return [line for line in lines for each in pids if line.endswith(f"@drust/{os.geteuid()}/{each}")]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("passing", "how"), [(3, "kill"), (500, "segfault"), (900, "exit"), (1300, "abort"), (2000, "kill")]
+)
+def test_nothing_is_left_of_a_driver_that_dies_at_any_kill_point(tmp_path, passing, how):
+    script = tmp_path / "driver.py"
+    script.write_text(textwrap.dedent(DRIVER))
+    files = set(Path("/dev/shm").iterdir())
+    command = [sys.executable, str(script), str(passing), how]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    pids = [int(word) for word in run.stdout.split()]
+    assert len(pids) == 4, run.stderr
+    ended = {"kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV, "abort": -signal.SIGABRT}
+    assert run.returncode == ended.get(how, faults.EXIT_STATUS), run.stderr
+    wait_until(lambda: all(faults.process_state(each) in ("", "Z", "X") for each in pids), WAIT_S)
+    assert names_left(pids) == []
+    assert set(Path("/dev/shm").iterdir()) <= files
