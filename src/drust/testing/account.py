@@ -181,7 +181,8 @@ def take_at_rest(session: Session) -> Account:
     while True:
         pause.wait()  # a worker frees what it sent after its spawner has it
         again = take(session)
-        if not difference(seen, again) or time.monotonic() > deadline:
+        under_way = any(block.codec > codecs.THIRD_PARTY_MAX for block in again.blocks)  # tasks, completions
+        if (not difference(seen, again) and not under_way) or time.monotonic() > deadline:
             return again
         seen = again
 

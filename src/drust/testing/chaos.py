@@ -20,7 +20,6 @@ from random import Random
 import click
 
 import drust
-from drust import Box
 from drust.errors import WorkerLostError
 from drust.session import Session
 from drust.testing import account, faults, invariants, programs
@@ -124,7 +123,12 @@ class Run:
             pending = [self._draw(random, cells) for _ in range(8)]
             for each in pending:
                 cells += each.settle()
-        drust.spawn(programs.consume, Box({"child": Box([1])})).join(timeout=programs.JOIN_S)
+        servers = range(self._session.servers)
+        for server in servers:  # what the draw may have missed
+            for other in servers:
+                programs.parent(programs.fresh_parent(1), 2, server, other).settle()
+            programs.move(programs.fresh_parent(1), server, back=False).settle()
+            programs.evict(server).settle()
 
     def _die_at(self, point: str) -> None:
         """One worker dies there for sure: its half-made block is for the server to take over."""

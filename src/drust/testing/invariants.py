@@ -26,7 +26,7 @@ import drust
 from drust import Box
 from drust.errors import BorrowError, BorrowMutError, MovedError, RevokedError
 from drust.session import Session
-from drust.testing import account
+from drust.testing import account, faults
 
 WITHIN_S = 5.0  # every wait of a session at rest
 _MESSAGES = ("read_requests", "write_requests", "free_messages", "submit_messages", "complete_messages")
@@ -180,7 +180,10 @@ def survivors_go_on(session: Session) -> None:
             _hold(7, job.join(timeout=WITHIN_S) == 5000, f"a shared fetch from server {server} went wrong")
         drust.spawn(_add, there.borrow_mut(), 1, server=server).join(timeout=WITHIN_S)
     for server in range(session.servers):
-        status = session.status(server)
+        status, pause, deadline = session.status(server), faults.Pause(), time.monotonic() + WITHIN_S
+        while status.queued_tasks + status.running_tasks and time.monotonic() < deadline:
+            pause.wait()  # a worker is done with its task after its spawner has the result
+            status = session.status(server)
         _hold(7, status.queued_tasks == 0, f"server {server} at rest has {status.queued_tasks} queued tasks")
         _hold(7, status.running_tasks == 0, f"server {server} at rest runs {status.running_tasks} tasks")
         missing = [worker.worker for worker in status.workers if worker.state != "attached"]

@@ -135,9 +135,12 @@ def expect(cell: Cell, allowed: list[Any], why: str) -> None:
     Raises:
         ModelError: it holds another.
     """
-    found = seen(cell.box)
+    history = " < ".join(reversed(cell.history[-6:]))
+    try:
+        found = seen(cell.box)
+    except ModelError as error:
+        raise ModelError(f"{why}: {error} (history: {history})") from error
     if found not in allowed:
-        history = " < ".join(reversed(cell.history[-6:]))
         raise ModelError(f"{why}: a Box holds {found}, allowed {allowed} (history: {history})")
     cell.holds = found
     cell.history.append(f"{why}={found}")
@@ -375,10 +378,15 @@ def forget(cell: Cell, server: int) -> Pending:
 def fresh(random: Random, number: int) -> Cell:
     """A cell made by the driver."""
     kind = random.random()
-    if kind < 0.25:
-        return Cell(Box({"stamp": number, "child": Box(np.full(SMALL, number))}), 0, (number, number))
-    size = LARGE if kind < 0.45 else SMALL
+    if kind < 0.3:
+        return fresh_parent(number)
+    size = LARGE if kind < 0.5 else SMALL
     return Cell(Box(np.full(size, number)), size, number)
+
+
+def fresh_parent(number: int) -> Cell:
+    """A cell with a Box inside."""
+    return Cell(Box({"stamp": number, "child": Box(np.full(SMALL, number))}), 0, (number, number))
 
 
 def draw(random: Random, cells: list[Cell], number: int, servers: int) -> Pending:
@@ -389,6 +397,8 @@ def draw(random: Random, cells: list[Cell], number: int, servers: int) -> Pendin
 
     while len(cells) < 2:
         cells.append(fresh(random, number))
+    if random.random() < 0.2 and not any(cell.is_parent for cell in cells):
+        cells.append(fresh_parent(number))
     cell = cells.pop(random.randrange(len(cells)))
     if cell.holds == POISONED:
         heal(cell, number)
