@@ -65,6 +65,10 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "record.complete.before",
     "record.complete.after",
     "record.wait.over",
+    // a completion on its way home
+    "deliver.versions.released",
+    "deliver.completion.disowned",
+    "deliver.completion.sent",
     // requests to other servers
     "call.request.before",
     "call.request.sent",

@@ -220,7 +220,7 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
     if (!sent.ok()) {
       runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
     } else if (!is_here) {
-      if (waiting != nullptr) waiting->call.store(0);
+      if (waiting != nullptr) waiting->call.store(tasks::Record::kCallArrived);
       release_block(task, OnRelease::free_shallow, 0);
     }
     return sent;

@@ -1,5 +1,7 @@
 #include "server/deliver.hpp"
 
+#include "base/kill_point.hpp"
+
 namespace drust::server {
 namespace {
 
@@ -22,6 +24,25 @@ void free_unwanted(heap::Heap& heap, const GlobalPointer& completion, std::vecto
   static_cast<void>(heap.free(completion, remote));
 }
 
+// To a record of this partition, by whoever has the very block: not a copy that came over the wire. A worker may die
+// right after it, before it could say so, and then its reaper comes with the same block once more.
+void hand_over(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
+               const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
+               std::vector<GlobalPointer>& made) noexcept {
+  const std::uint64_t nobody = heap::owner_word(heap::OwnerKind::none, {});
+  const std::uint64_t self = heap::owner_word(heap::OwnerKind::process, heap.process());
+  static_cast<void>(heap.change_owner(completion, self, nobody));
+  kill_point("deliver.completion.disowned");
+  const tasks::Delivery delivery = tasks::Queue::complete(heap, record, state, completion);
+  if (completion.is_null() || delivery == tasks::Delivery::applied) return;
+  // Repeated: while the record is there, the block is what it holds. A joiner opens it, which makes it his, before he
+  // frees the record; so if that is gone and the block is nobody's, whoever was to free it has died on the way.
+  if (delivery == tasks::Delivery::repeated &&
+      (tasks::Queue::find_record(heap.partition(), record) != nullptr || !heap.change_owner(completion, nobody, self)))
+    return;
+  free_unwanted(heap, completion, remote, made);
+}
+
 }  // namespace
 
 void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::ProcessId worker) noexcept {
@@ -29,6 +50,7 @@ void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::P
   const Result<heap::Block> block = partition.find(completion.address, completion.colour);
   if (!block.ok()) return;
   const std::uint64_t nobody = heap::owner_word(heap::OwnerKind::none, {});
+  static_cast<void>(heap.change_owner(completion, heap::owner_word(heap::OwnerKind::process, worker), nobody));
   for (const ChildPointer& child : block.value().children()) {
     if ((child.flags & ChildPointer::kBorrowed) != ChildPointer::kMutable) continue;
     if (!partition.is_local(child.pointer().address)) continue;
@@ -36,6 +58,7 @@ void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::P
       static_cast<void>(heap.change_owner(child.pointer(), heap::owner_word(kind, worker), nobody));
     }
   }
+  kill_point("deliver.versions.released");
 }
 
 void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
@@ -58,9 +81,10 @@ Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, task
   std::vector<GlobalPointer> made;
   Status status;
   if (heap.partition().is_local(record.address)) {
-    deliver_here(heap, record, state, completion, remote, made);
+    hand_over(heap, record, state, completion, remote, made);
   } else {
     status = peers.complete(record, static_cast<std::uint32_t>(state), completion);
+    kill_point("deliver.completion.sent");
     if (!completion.is_null() && status.ok()) {
       static_cast<void>(heap.free_shallow(completion));
     } else if (!completion.is_null()) {

@@ -14,10 +14,11 @@
 
 namespace drust::server {
 
-// The task has returned: the versions that `worker` made in this partition are not its own any more.
+// The task has returned: its completion, and the versions that `worker` made in this partition, are not its own any
+// more. The entry of the task answers for them until they are delivered.
 void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::ProcessId worker) noexcept;
 
-// To a record of this partition. Blocks on other servers that go with an unwanted one are appended: whole trees to
+// A copy that has come over the wire, to a record of this partition. Blocks on other servers that go with an unwanted one are appended: whole trees to
 // `remote`, borrowers' versions to `made`.
 void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,

@@ -116,7 +116,12 @@ void Reaper::drop_records(Estate& estate) {
                     .call = {},
                     .since = Clock::now(),
                     .looked = Clock::now()};
-    if (const std::uint64_t address = record->call.load(); address != 0) {
+    const std::uint64_t address = record->call.load();
+    if (address == 0) {  // its call was never sent: nobody will complete it
+      static_cast<void>(heap_.free_shallow(pointer));
+      continue;
+    }
+    if (address != tasks::Record::kCallArrived) {
       if (const Result<heap::Block> call = partition.find(Address(address), kNoColour); call.ok()) {
         const heap::BlockHeader& header = call.value().header();
         const std::uint64_t owner = header.owner.load();

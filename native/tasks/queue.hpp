@@ -56,7 +56,9 @@ struct Record {
   std::atomic<std::uint32_t> worker_pid; // who runs it, 0 before; the worker
   std::uint32_t server;                  // where the task was sent; constant after spawn
   std::uint64_t under;                   // Entry::id() of the task that lends on what it was lent, 0: none; constant
-  std::atomic<std::uint64_t> call;       // address of the call block while it may not have arrived; its spawner
+  // Address of the call block while it may not have arrived, then kCallArrived; 0 before it is sent. Its spawner.
+  std::atomic<std::uint64_t> call;
+  static constexpr std::uint64_t kCallArrived = ~0ULL;
   // The completion block, in this partition; null if there is none. Filled by wait() before it returns, from
   // the outcome and the block's header: not before.
   std::atomic<std::uint64_t> address;
