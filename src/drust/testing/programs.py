@@ -21,7 +21,7 @@ import numpy as np
 
 import drust
 from drust import Box
-from drust.errors import PoisonError, ServerLostError, WorkerLostError
+from drust.errors import PoisonedError, ServerLostError, WorkerLostError
 
 SMALL, LARGE = 40, 200_000  # numbers of 8 bytes: with a pre-image, and written in place where they lie
 POISONED = "poisoned"
@@ -120,7 +120,7 @@ def seen(box: "Box[Any]") -> Any:
             if isinstance(value, dict):
                 return value["stamp"], seen(value["child"])
             low, high = int(value.min()), int(value.max())
-    except PoisonError:
+    except PoisonedError:
         return POISONED
     except ServerLostError as error:
         raise ModelError(f"the value of a Box is gone, though no server is: {error}") from error
@@ -269,7 +269,7 @@ def split(cell: Cell, number: int, servers: list[int]) -> Pending:
                         raise ModelError(
                             f"part {start}:{stop} of a split holds {rows[start:stop]}, not {wanted}"
                         )
-        except PoisonError:
+        except PoisonedError:
             cell.holds = POISONED
         else:
             heal(cell, number)
