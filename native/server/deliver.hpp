@@ -24,6 +24,10 @@ void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordSt
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
                   std::vector<GlobalPointer>& made) noexcept;
 
+// A completion that has come to a record whose joiner is dead: new versions that he had not taken go.
+void free_unjoined(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
+                   std::vector<GlobalPointer>& made) noexcept;
+
 // To a record wherever it is: 0 messages here, else 1 round trip. The block is not the caller's any more, also
 // when its receiver is lost.
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,

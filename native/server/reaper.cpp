@@ -104,6 +104,7 @@ void Reaper::drop_records(Estate& estate) {
       records.push_back(block.pointer);
   });
   std::vector<GlobalPointer> remote;
+  std::vector<GlobalPointer> made;
   for (const GlobalPointer& pointer : records) {
     const tasks::Record* record = Queue::find_record(partition, pointer);
     const Result<heap::Block> block = partition.find(pointer.address, pointer.colour);
@@ -132,9 +133,12 @@ void Reaper::drop_records(Estate& estate) {
       }
     }
     heap_.set_owner(pointer, heap::owner_word(OwnerKind::none, {}));
+    if (const auto done = Queue::wait(partition, pointer, 0); done.ok())
+      free_unjoined(heap_, done.value()->completion(), remote, made);
     if (Queue::drop_record(heap_, pointer, remote)) estate.waiting.push_back(waiting);
   }
   send_frees(remote);
+  for (const GlobalPointer& pointer : made) peers_.free_made_later(pointer);
 }
 
 void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) {
