@@ -164,6 +164,9 @@ void end_shared(BoxObject* box, bool survivors) noexcept;
 // The Pin whose block holds the current value, encoded now if need be. Borrowed reference, or null with an
 // error set.
 [[nodiscard]] PyObject* ensure_published(BoxObject* box);
+// Before the block gets another owner or writer: views that this process still has of tied children (columns
+// of a frame) keep the old ones, and the block names copies. False with an error set.
+[[nodiscard]] bool settle_tied(BoxObject* box);
 // Drops the Escapes whose views have died; tells the protocol when none is left.
 void refresh_escapes(BoxObject* box);
 void forget_escapes(BoxObject* box) noexcept;

@@ -22,6 +22,9 @@
 //         the box leaves its parent: clear the slot there
 //     forbid_rollback(box)
 //         the lend above it can no longer be rolled back
+//     settle(box, is_named) -> Pin | None
+//         the block is about to get another owner or writer: a parent that names copies of the tied children
+//         that this process still has views of; `is_named`: of the whole value, under a name
 //     queue_free(box, pin)
 //         free it with the lend above, once that one's outcome is known
 #pragma once
@@ -44,6 +47,7 @@ struct Hooks {
   PyObject* detach = nullptr;
   PyObject* forbid_rollback = nullptr;
   PyObject* queue_free = nullptr;
+  PyObject* settle = nullptr;
 };
 
 [[nodiscard]] const Hooks& hooks() noexcept;

@@ -41,6 +41,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::put_block:
     case Operation::ping:
     case Operation::control:
+    case Operation::read_blocks:
     case Operation::count_: break;
   }
   return {false, false, false};
@@ -74,6 +75,10 @@ Status check_body(const RequestHeader& header, Operation operation) {
                                             : bad(name, "the body is too short or too long for a block");
     case Operation::control:
       return bytes <= kControlBodyBytesMax ? Status() : bad(name, "the body is too long");
+    case Operation::read_blocks:
+      return bytes > 0 && bytes % sizeof(BlockItem) == 0 && bytes / sizeof(BlockItem) <= kBlocksPerReadMax
+                 ? Status()
+                 : bad(name, "the body is no list of blocks");
     case Operation::count_: break;
   }
   return bad(name, "there is no such operation");
@@ -92,6 +97,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::complete: return "complete";
     case Operation::ping: return "ping";
     case Operation::control: return "control";
+    case Operation::read_blocks: return "read_blocks";
     case Operation::count_: break;
   }
   return "unknown operation";
@@ -166,8 +172,21 @@ Status check(const FreeItem& item, ServerId server) {
   if (!is_place(item.address) || Address(item.address).server() != server)
     return bad("free_blocks", "the block lives elsewhere");
   if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
-  if ((item.flags & ~FreeItem::kShallow) != 0) return bad("free_blocks", "unknown flags");
-  return {};
+  switch (item.flags) {
+    case 0:
+    case FreeItem::kShallow:
+    case FreeItem::kTied:
+    case FreeItem::kPassedOn:
+    case FreeItem::kSuccessor: return {};
+    default: return bad("free_blocks", "unknown flags");
+  }
+}
+
+Status check(const BlockItem& item, ServerId server) {
+  if (!is_place(item.address) || Address(item.address).server() != server)
+    return bad("read_blocks", "the block lives elsewhere");
+  if (!is_colour(item.colour)) return bad("read_blocks", "the colour is none");
+  return is_extent(item.extent_bytes) ? Status() : bad("read_blocks", "the extent is out of range");
 }
 
 }  // namespace drust::wire

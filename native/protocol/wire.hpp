@@ -27,6 +27,8 @@ enum class Operation : std::uint8_t {
   complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
   ping,
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
+  read_blocks,  // body: BlockItem[n], n <= kBlocksPerReadMax; reply body: as many times a whole block and its
+                // Trailer, in this order; a block that is gone is zeros and Code::stale
   count_,
 };
 
@@ -74,12 +76,23 @@ struct Trailer {
 static_assert(sizeof(Trailer) == 8);
 
 struct FreeItem {
-  static constexpr std::uint64_t kShallow = 1;  // this block alone, not the children it owns
+  static constexpr std::uint64_t kShallow = 1;   // this block alone, not the children it owns
+  static constexpr std::uint64_t kTied = 2;      // this block and its tied children
+  static constexpr std::uint64_t kPassedOn = 4;  // likewise, but those stay that the next item's block has too
+  static constexpr std::uint64_t kSuccessor = 8;  // frees nothing: the block that an item before it speaks of
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t flags;
 };
 static_assert(sizeof(FreeItem) == 24);
+
+// One of the blocks to be read together.
+struct BlockItem {
+  std::uint64_t address;
+  std::uint64_t colour;
+  std::uint64_t extent_bytes;
+};
+static_assert(sizeof(BlockItem) == 24);
 
 // A block on the wire is at least its header.
 inline constexpr std::uint64_t kBlockBytesMin = 64;
@@ -97,6 +110,9 @@ inline constexpr std::uint64_t kSentenceBytesMax = 512;
 [[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
 // A batch of frees for `server`.
 [[nodiscard]] Status check(const FreeItem& item, ServerId server);
+
+// A block of `server` to be read.
+[[nodiscard]] Status check(const BlockItem& item, ServerId server);
 
 [[nodiscard]] const char* name_of(Operation operation) noexcept;
 

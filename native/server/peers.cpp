@@ -170,6 +170,10 @@ Result<std::vector<std::byte>> Peers::control(ServerId server, std::span<const s
 
 void Peers::free_later(const GlobalPointer& remote, bool shallow) { pool_->free_later(remote, shallow); }
 
+void Peers::free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor) {
+  pool_->free_tied_later(remote, successor);
+}
+
 void Peers::flush_frees() { pool_->flush(); }
 
 }  // namespace drust::server

@@ -15,6 +15,7 @@ constexpr auto kFreeDelay = std::chrono::milliseconds(3);
 heap::Counter counter_of(std::uint8_t operation) noexcept {
   switch (static_cast<wire::Operation>(operation)) {
     case wire::Operation::read_block:
+    case wire::Operation::read_blocks:
     case wire::Operation::read_region: return heap::Counter::read_requests;
     case wire::Operation::write_region:
     case wire::Operation::put_block: return heap::Counter::write_requests;
@@ -68,9 +69,25 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
 }
 
 void Peers::Pool::free_later(const GlobalPointer& remote, bool shallow) {
-  if (is_forked() || remote.is_null()) return;
-  const wire::FreeItem item{remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0};
-  const std::size_t count = frees_.add(remote.address.server(), item);
+  if (remote.is_null()) return;
+  queue_frees(remote.address.server(),
+              {{remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0}});
+}
+
+void Peers::Pool::free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor) {
+  if (remote.is_null()) return;
+  const ServerId server = remote.address.server();
+  if (successor.is_null() || successor.address.server() != server) {
+    queue_frees(server, {{remote.address.raw(), remote.colour, wire::FreeItem::kTied}});
+    return;
+  }
+  queue_frees(server, {{remote.address.raw(), remote.colour, wire::FreeItem::kPassedOn},
+                       {successor.address.raw(), successor.colour, wire::FreeItem::kSuccessor}});
+}
+
+void Peers::Pool::queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items) {
+  if (is_forked()) return;
+  const std::size_t count = frees_.add(server, items);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) return;
   if (!sweeper_.joinable()) {
@@ -80,7 +97,8 @@ void Peers::Pool::free_later(const GlobalPointer& remote, bool shallow) {
       return;  // no thread to be had: the next request to that server takes them along
     }
   }
-  if (count == 1 || count % kFreesPerBatchMax == 0) {
+  const bool fills_batch = count / kFreesPerBatchMax != (count - items.size()) / kFreesPerBatchMax;
+  if (count == items.size() || fills_batch) {
     has_full_batch_ = has_full_batch_ || count >= kFreesPerBatchMax;
     changed_.notify_one();
   }

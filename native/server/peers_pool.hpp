@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -30,6 +31,7 @@ class Peers::Pool {
   // One request, with the frees that wait for that server ahead of it. Any thread, several at once.
   Status ask(ServerId server, Call& call);
   void free_later(const GlobalPointer& remote, bool shallow);
+  void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
   void flush();
   void close() noexcept;
   // Whether this is a child's copy of its parent's object.
@@ -39,6 +41,7 @@ class Peers::Pool {
   heap::Partition& partition;
 
  private:
+  void queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items);
   void count_message(const Call& call, std::size_t frees) const;
   Status give_up(ServerId server, Status status);
   // False when there was nothing to send, or nobody to send it to.

@@ -3,6 +3,7 @@ The native half of drust: heap, handles, transport. Use it through the drust pac
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
@@ -18,6 +19,8 @@ from typing import (
     type_check_only
 )
 
+from numpy import bool_
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 
@@ -179,6 +182,10 @@ class Runtime:
 
     def allocate(self, codec: int, meta: bytes, buffer_bytes: Sequence[int], children: list[_Child]) -> Draft: ...
 
+    def fetch_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
+
+    def take_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
+
 COUNTER_NAMES: tuple[str, ...] = ...
 
 TASK_CODEC: int = 4294967280
@@ -262,6 +269,7 @@ def set_hooks(
     detach: Callable[[Box[Any]], object] | None = None,
     forbid_rollback: Callable[[Box[Any]], object] | None = None,
     queue_free: Callable[[Box[Any], Pin], object] | None = None,
+    settle: Callable[[Box[Any], bool], Pin | None] | None = None,
 ) -> dict[str, Callable[..., Any]]:
     """The slow paths of handles; those not named are unset. Returns those before."""
 
@@ -280,6 +288,8 @@ class Pin:
     @property
     def children(self) -> tuple[_Child, ...]: ...
     @property
+    def child_count(self) -> int: ...
+    @property
     def buffer_count(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
@@ -289,9 +299,18 @@ class Pin:
     def on_release(self) -> int: ...
     @property
     def references(self) -> int: ...
+    @property
+    def parts(self) -> tuple[Pin, ...] | None: ...
+    @parts.setter
+    def parts(self, value: tuple[Pin, ...] | None, /) -> None: ...
+    @property
+    def origin(self) -> Any: ...
+    @origin.setter
+    def origin(self, value: Any, /) -> None: ...
     def buffer(self, index: int, /) -> PinBuffer: ...
     def disown(self) -> None: ...
     def set_release(self, action: int, /) -> None: ...
+    def viewed_parts(self) -> list[int]: ...
     def as_writable(self) -> Pin: ...
     @staticmethod
     def hold(pointer: _Pointer, on_release: int, /) -> Pin: ...
@@ -305,6 +324,8 @@ RELEASE_FREE_TREE: int = 1
 RELEASE_FREE_SHALLOW: int = 2
 
 RELEASE_COPY: int = 3
+
+RELEASE_FREE_TIED: int = 4
 
 @final
 class PinBuffer:
@@ -341,6 +362,11 @@ class Box(Generic[T]):
 
     def replace(self, value: T, /) -> None:
         """Gives it another value; the old one is dropped."""
+
+    def column_mut(
+        self, name: str, row_group: int | None = None, timeout: float | None = None
+    ) -> AbstractContextManager[tuple[NDArray[Any], NDArray[bool_]]]:
+        """One column of a frame, to be written in place: values, and True where a row has one."""
 
     def split_mut(self, n: int, axis: int = 0) -> list[RefMut[T]]:
         """Disjoint mutable borrows of an array, cut along an axis."""

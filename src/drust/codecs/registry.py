@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from drust.codecs.base import (
     ARROW,
+    COLUMN,
     POLARS,
     THIRD_PARTY_MAX,
     THIRD_PARTY_MIN,
@@ -35,8 +36,8 @@ from drust.errors import CodecError, DrustError, InternalError
 _P = TypeVar("_P")
 
 _OPTIONAL_MODULES = {"pyarrow": "arrow", "polars": "frames", "torch": "tensors"}
-_OPTIONAL_NUMBERS = {ARROW: "arrow", POLARS: "frames", TORCH: "tensors"}
-_OPTIONAL_NAMES = {ARROW: "arrow", POLARS: "polars", TORCH: "torch"}
+_OPTIONAL_NUMBERS = {ARROW: "arrow", COLUMN: "arrow", POLARS: "frames", TORCH: "tensors"}
+_OPTIONAL_NAMES = {ARROW: "arrow", COLUMN: "column", POLARS: "polars", TORCH: "torch"}
 
 
 class _Entry(NamedTuple):

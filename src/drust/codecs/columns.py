@@ -1,0 +1,288 @@
+"""One column of a frame as a block: the buffers of its Arrow array, each aligned, and how they lie together.
+
+    metadata   msgpack [length, null count, places of the buffers, children], children likewise: the tree of
+               the Arrow type (a list's values, a struct's fields, a dictionary) without its names
+    buffers    as Arrow defines them: validity bits, values or offsets or string views, the data of strings
+
+The type itself stands once in the parent's metadata, as an Arrow schema. Columns of numbers, booleans and
+times are *flat*: two buffers, the first after one of 8 bytes with the number of nulls; the validity bits are
+there even if nothing is null. So such a column can be written in place, nulls included, and its size is known
+before. (1/64 of a column of 8-byte numbers; 0 nulls still decode to a column without validity bits.)
+
+Arrays are written as they lie, one copy; a slice is first copied by Arrow to one of its own, so only the slice
+is written. Types that we have no layout for (unions, runs, list views) are an IPC stream of one column.
+Rejected: the whole frame as one IPC stream (one block: nothing can be written, moved or fetched apart).
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+
+from drust.codecs.base import COLUMN, Buffer, Deferred, Encoded, Part, PinLike, borrowed
+
+IN_BUFFER = -2  # of a null count: it is written in buffer 0
+NO_BUFFER = -1  # among the places of buffers: Arrow has none there
+STREAM = -3  # of a null count: the one buffer is an IPC stream
+FLAT_STATE, FLAT_VALIDITY, FLAT_VALUES = 0, 1, 2  # the buffers of a flat column
+COMPACT_BYTES = 64 * 1024  # data of string views that no view uses is left out above this
+
+Node: TypeAlias = tuple[int, int, list[int], list[Any]]
+ArrowArray: TypeAlias = Any
+ArrowType: TypeAlias = Any
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder()
+_state = np.dtype("<i8")
+
+_FLAT = frozenset(
+    getattr(pa.lib, f"Type_{name}")
+    for name in (
+        "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 HALF_FLOAT FLOAT DOUBLE"
+        " DATE32 DATE64 TIME32 TIME64 TIMESTAMP DURATION"
+    ).split()
+)
+_FIXED = frozenset(
+    getattr(pa.lib, f"Type_{name}")
+    for name in "DECIMAL32 DECIMAL64 DECIMAL128 DECIMAL256 FIXED_SIZE_BINARY INTERVAL_MONTH_DAY_NANO".split()
+)
+_STRINGS = {pa.lib.Type_STRING: 4, pa.lib.Type_BINARY: 4, pa.lib.Type_LARGE_STRING: 8, pa.lib.Type_LARGE_BINARY: 8}
+_VIEWS = {pa.lib.Type_STRING_VIEW: pa.large_string(), pa.lib.Type_BINARY_VIEW: pa.large_binary()}
+_LISTS = {pa.lib.Type_LIST: 4, pa.lib.Type_LARGE_LIST: 8, pa.lib.Type_MAP: 4}
+
+
+def is_flat(arrow_type: ArrowType) -> bool:
+    """Whether a column of this type can be written in place."""
+    return arrow_type.id in _FLAT
+
+
+# -- into a block ------------------------------------------------------------------------------------------
+
+
+class Column(NamedTuple):
+    """A column that is to become a block tied to its frame's: encoded only if no block holds it already."""
+
+    array: ArrowArray
+
+    @property
+    def nbytes(self) -> int:
+        """About as many bytes as its block will have."""
+        return int(self.array.nbytes)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for arrays that are the same memory; only while both are alive."""
+        return key_of(self.array)
+
+    def equals(self, pin: PinLike) -> bool:
+        """Whether a block holds the same values: looked at only for categories, which polars makes anew at
+        each export.
+        """
+        kind = self.array.type
+        return kind.id == pa.lib.Type_DICTIONARY and bool(open_column(pin, kind).equals(self.array))
+
+    def encode(self) -> Encoded:
+        """The block. Copies nothing but slices, to be whole."""
+        parts: list[Part] = []
+        node = add(self.array, parts)
+        return Encoded(COLUMN, _encoder.encode(node), parts)
+
+
+def key_of(array: ArrowArray) -> Hashable:
+    """What tells one array's memory from all others that are alive."""
+    places = tuple(0 if buffer is None else buffer.address for buffer in array.buffers())
+    kind = array.type
+    deep = key_of(array.dictionary) if kind.id == pa.lib.Type_DICTIONARY else None
+    return kind.id, len(array), array.offset, places, deep
+
+
+def add(array: ArrowArray, parts: list[Part], *, flat: bool = True) -> Node:
+    """Appends the buffers of an array; how they lie. `flat`: the array is a block's whole content."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return add(array.storage, parts, flat=flat)
+    if array.offset != 0:
+        array = pa.concat_arrays([array])
+    length, number = len(array), kind.id
+    if number in _FLAT:
+        return _add_flat(array, parts) if flat else _node(array, parts, [_values(array)])
+    if number in _FIXED:
+        return _node(array, parts, [_values(array)])
+    if number == pa.lib.Type_NA:
+        return length, length, [], []
+    if number in _STRINGS:
+        offsets, first, last = _offsets(array, _STRINGS[number])
+        if first:
+            return add(pa.concat_arrays([array]), parts, flat=flat)
+        return _node(array, parts, [offsets, _head(array.buffers()[2], last)])
+    if number in _VIEWS:
+        array = _compacted(array, _VIEWS[number])
+        return _node(array, parts, [_head(array.buffers()[1], 16 * length), *map(_whole, array.buffers()[2:])])
+    if number in _LISTS:
+        offsets, first, last = _offsets(array, _LISTS[number])
+        if first:
+            return add(pa.concat_arrays([array]), parts, flat=flat)
+        values = _map_entries(array) if number == pa.lib.Type_MAP else array.values
+        return _node(array, parts, [offsets], [values.slice(0, last)])
+    if number == pa.lib.Type_FIXED_SIZE_LIST:
+        return _node(array, parts, [], [array.values.slice(0, length * kind.list_size)])
+    if number == pa.lib.Type_STRUCT:
+        return _node(array, parts, [], [array.field(index) for index in range(kind.num_fields)])
+    if number == pa.lib.Type_DICTIONARY:
+        return _node(array, parts, [_values(array.indices)], [array.dictionary])
+    parts.append(_stream(array))
+    return length, STREAM, [len(parts) - 1], []
+
+
+def _node(array: ArrowArray, parts: list[Part], buffers: list[Part], children: list[ArrowArray] | None = None) -> Node:
+    """A node with validity bits, these buffers and these children."""
+    nulls = int(array.null_count)
+    places = []
+    for part in (_validity(array) if nulls else None, *buffers):
+        places.append(NO_BUFFER if part is None else len(parts))
+        if part is not None:
+            parts.append(part)
+    return len(array), nulls, places, [add(child, parts, flat=False) for child in children or ()]
+
+
+def _add_flat(array: ArrowArray, parts: list[Part]) -> Node:
+    """State, validity bits whatever they say, values."""
+    length, nulls = len(array), int(array.null_count)
+    room = (length + 7) // 8
+    validity = _validity(array) if nulls else Deferred(room, _set_all)
+    parts += [np.array([nulls], _state), validity, _values(array)]
+    return length, IN_BUFFER, [FLAT_VALIDITY, FLAT_VALUES], []
+
+
+def _set_all(target: Any) -> None:
+    np.frombuffer(target, np.uint8)[:] = 0xFF
+
+
+def _head(buffer: Any, nbytes: int) -> Part:
+    """The first bytes of an Arrow buffer; zeros where an empty array has none."""
+    if buffer is None or buffer.size < nbytes:
+        return bytes(nbytes)
+    return buffer if buffer.size == nbytes else memoryview(buffer)[:nbytes]
+
+
+def _whole(buffer: Any) -> Part:
+    return b"" if buffer is None else buffer
+
+
+def _validity(array: ArrowArray) -> Part:
+    return _head(array.buffers()[0], (len(array) + 7) // 8)
+
+
+def _values(array: ArrowArray) -> Part:
+    return _head(array.buffers()[1], (len(array) * array.type.bit_width + 7) // 8)
+
+
+def _offsets(array: ArrowArray, width: int) -> tuple[Part, int, int]:
+    """The offsets, and the first and the last of them."""
+    part = _head(array.buffers()[1], (len(array) + 1) * width)
+    numbers = np.frombuffer(part, f"<i{width}")
+    return part, int(numbers[0]), int(numbers[-1])
+
+
+def _map_entries(array: ArrowArray) -> ArrowArray:
+    kind = array.type
+    fields = [kind.key_field.with_nullable(False), kind.item_field]
+    return pa.StructArray.from_arrays([array.keys, array.items], fields=fields)
+
+
+def _compacted(array: ArrowArray, offsets_type: ArrowType) -> ArrowArray:
+    """The views alone know what of the data is used: of a slice of long strings only its part is kept."""
+    buffers = array.buffers()
+    held = sum(buffer.size for buffer in buffers[2:] if buffer is not None)
+    if held <= COMPACT_BYTES:
+        return array
+    lengths = np.frombuffer(_head(buffers[1], 16 * len(array)), "<i4")[::4]
+    used = int(lengths[lengths > 12].sum(dtype=np.int64))
+    return array if held <= 2 * used + COMPACT_BYTES else array.cast(offsets_type).cast(array.type)
+
+
+def _stream(array: ArrowArray) -> Deferred:
+    """An IPC stream, written straight into the block."""
+    batch = pa.record_batch([array], names=["0"])
+
+    def write(sink: Any) -> None:
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    sizes = pa.MockOutputStream()
+    write(sizes)
+
+    def fill(target: Any) -> None:
+        with pa.FixedSizeBufferWriter(pa.py_buffer(target)) as sink:
+            write(sink)
+
+    return Deferred(sizes.size(), fill)
+
+
+# -- written in place --------------------------------------------------------------------------------------
+
+_INTEGERS = {pa.lib.Type_DATE32: "<i4", pa.lib.Type_DATE64: "<i8", pa.lib.Type_TIME32: "<i4", pa.lib.Type_TIME64: "<i8"}
+_TIMES = {pa.lib.Type_TIMESTAMP: "<M8", pa.lib.Type_DURATION: "<m8"}
+
+
+def numpy_dtype(arrow_type: ArrowType) -> np.dtype[Any] | None:
+    """What the values of a flat column are to numpy, in place; None if the column is not flat."""
+    if not is_flat(arrow_type):
+        return None
+    if arrow_type.id in _INTEGERS:
+        return np.dtype(_INTEGERS[arrow_type.id])
+    if arrow_type.id in _TIMES:
+        return np.dtype(f"{_TIMES[arrow_type.id]}[{arrow_type.unit}]")
+    return np.dtype(arrow_type.to_pandas_dtype())
+
+
+def unpack(bits: Buffer, length: int) -> Any:
+    """Arrow's bits as bytes of 0 and 1."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=length, bitorder="little")
+
+
+def pack(booleans: Any, bits: Buffer) -> None:
+    """The reverse, into place."""
+    np.frombuffer(bits, np.uint8)[:] = np.packbits(booleans, bitorder="little")
+
+
+# -- out of a block ----------------------------------------------------------------------------------------
+
+
+def open_column(pin: PinLike, arrow_type: ArrowType) -> ArrowArray:
+    """The array over a column's block: read-only views that hold the pin."""
+    return build(arrow_type, _decoder.decode(pin.meta), lambda index: pa.py_buffer(borrowed(pin, index, False)))
+
+
+def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> ArrowArray:
+    """The array that a node describes, over buffers of a block."""
+    length, nulls, places, below = node
+    if isinstance(arrow_type, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(arrow_type, build(arrow_type.storage_type, node, buffer))
+    if nulls == STREAM:
+        with pa.ipc.open_stream(buffer(places[0])) as reader:
+            return reader.read_next_batch().column(0)
+    if nulls == IN_BUFFER:
+        nulls = int(np.frombuffer(buffer(FLAT_STATE), _state)[0])
+        validity = buffer(FLAT_VALIDITY) if nulls else None
+        return pa.Array.from_buffers(arrow_type, length, [validity, buffer(FLAT_VALUES)], nulls)
+    buffers = [None if place == NO_BUFFER else buffer(place) for place in places]
+    if arrow_type.id == pa.lib.Type_NA:
+        return pa.nulls(length)
+    if arrow_type.id == pa.lib.Type_DICTIONARY:
+        dictionary = build(arrow_type.value_type, below[0], buffer)
+        return pa.DictionaryArray.from_buffers(arrow_type, length, buffers, dictionary, nulls)
+    types = _types_below(arrow_type)
+    children = [build(kind, child, buffer) for kind, child in zip(types, below, strict=True)]
+    return pa.Array.from_buffers(arrow_type, length, buffers, nulls, 0, children or None)
+
+
+def _types_below(kind: ArrowType) -> list[ArrowType]:
+    if kind.id == pa.lib.Type_MAP:
+        return [pa.struct([kind.key_field.with_nullable(False), kind.item_field])]
+    if kind.id == pa.lib.Type_STRUCT:
+        return [kind.field(index).type for index in range(kind.num_fields)]
+    return [kind.value_type] if kind.num_fields else []
