@@ -123,7 +123,9 @@ bool move_to_new_block(BoxObject* box, protocol::Actions actions) {
 // counts as a view. False with an error set (strict mode).
 bool leave_escaped_views(BoxObject* box, const Step& step) {
   bool leaves = (step.actions & protocol::kKeepForViews) != 0;
-  if (box->kind == Kind::live && !box->is_writable && !box->is_immutable) {
+  // A frame is never written over its columns: whoever does write one settles with the views of it.
+  const bool has_parts = box->pin != nullptr && pin_of(box)->parts != nullptr;
+  if (box->kind == Kind::live && !has_parts && !box->is_writable && !box->is_immutable) {
     const bool is_local = box->source != nullptr && box->source == box->pin;
     const bool is_named =
         Py_REFCNT(box->value) > 1;  // the whole value, by a name: a snapshot its holder knows of

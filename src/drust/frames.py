@@ -63,6 +63,7 @@ class _Turn:
         self.layout = arrow.FrameLayout("", [], b"")
         self.codec = 0
         self._is_out = False
+        self._lent: _core.Pin | None = None
 
     def __str__(self) -> str:
         return f"{self.purpose} at {self._place}"
@@ -124,11 +125,28 @@ class _Turn:
         self.flags[index] = TIED
         return True
 
+    def reopened(self, index: int) -> _core.Pin:
+        """A Pin of that column for the arrays over it: those that were revoked hold it, and are no views."""
+        self._lent = runtime.current().open(self.parts[index].pointer, False, groups.NOTHING)
+        return self._lent
+
+    def renew(self, index: int, written: _core.Pin) -> None:
+        """The column has this version now: the same block, or another if arrays outlived their borrow."""
+        pointer = written.pointer
+        written.disown()
+        before = self.parts[index]
+        if pointer[0] != before.pointer[0]:
+            if self._lent is not None:
+                self._lent.origin = before  # the views keep the block that they have
+            self.flags[index] = TIED
+        else:
+            before.disown()  # it is the block itself: under this colour nobody can free it
+        release = groups.FREE_TREE if self.flags[index] == TIED else groups.NOTHING
+        self.parts[index] = runtime.current().open(pointer, False, release)
+        self._lent = None
+
     def commit(self) -> None:
         """The frame is these columns from now on: its parent alone is written again. No message."""
-        for index, part in enumerate(self.parts):
-            if self._is_new(index, part):
-                self.flags[index] = TIED
         encoded = Encoded(self.codec, arrow.write_layout(self.layout), [])
         parent = groups.write_parent(encoded, self.parts, self.flags)
         self._end()
@@ -139,11 +157,9 @@ class _Turn:
         if self._end():
             self._box._end_lend(self, True, "poisoned" if poisoned else "rolled_back")
 
-    def _is_new(self, index: int, part: _core.Pin) -> bool:
-        return part.on_release == groups.FREE_TREE and bool(self.flags[index] & groups.BORROWED)
-
     def _end(self) -> bool:
         was_out, self._is_out = self._is_out, False
+        self._lent = None
         self.parts = []
         self._source = None
         return was_out
@@ -195,12 +211,12 @@ class ColumnMut:
                     guard.__exit__(kind, error, traceback)
                 except StaleViewError as stale:  # the borrow ended all the same
                     late = stale
-            part = self._lent[-1][0]._pin
+            inner = self._lent[-1][0]._pin
             self._forget()
-            if part is None:
+            if inner is None:
                 raise InternalError(detail="A column lost its block.")
-            self._turn.parts[self._index] = part
-            del part
+            self._turn.renew(self._index, inner)
+            del inner
             self._turn.commit()
         except BaseException:
             self._turn.undo(poisoned=not self._copied)
@@ -238,7 +254,7 @@ class ColumnMut:
         if self._index is None:
             return np.empty(0, dtype), np.empty(0, np.bool_)
         self._copied = self._turn.own(self._index)
-        part = self._turn.parts[self._index]
+        part = self._turn.reopened(self._index)
         block = part.as_writable()
         mask = self._lend_bits(columns.FLAT_VALIDITY, block, length)
         stored = block.buffer(columns.FLAT_VALUES)
