@@ -65,7 +65,7 @@ def _live_blocks() -> int:
 @pytest.fixture
 def nothing_is_left(two_servers: Session) -> Iterator[Session]:
     """Two servers, on each of which as many blocks are live after the test as before it."""
-    functions = [_live_blocks, total, double_i, keep_total, fix_moved, take_and_return, make, _ignore_box, nested_total]
+    functions = [_live_blocks, total, double_i, keep_total, fix_moved, take_and_return, make, _ignore_box, nested_total, correct]
     for function in functions:  # sent once a server, and kept
         for server in range(two_servers.servers):
             drust.spawn(_ignore, function, server=server).join()
@@ -287,6 +287,29 @@ def _nested(box: Box[Any]) -> None:
 def nested_total(value: Ref[dict[str, Box[pl.DataFrame]]]) -> int:
     with value["frame"].borrow() as frame:
         return int(frame["i"].sum())
+
+
+def correct(column: tuple[Any, Any]) -> int:
+    values, mask = column
+    values[mask] += 1
+    mask[0] = False
+    return int(values.size)
+
+
+def _column_lent_here(box: Box[Any]) -> None:
+    assert drust.spawn(correct, box.column_mut("i")).join() == 100
+    assert drust.spawn(correct, box.column_mut("i")).join() == 100
+    assert read(box)["i"].sum() == 5148
+    assert read(box)["i"].null_count() == 1
+
+
+def _column_lent_elsewhere(box: Box[Any]) -> None:
+    assert drust.spawn(correct, box.column_mut("i"), server=1).join() == 100
+    assert box.server == 1
+    assert drust.spawn(correct, box.column_mut("f"), server=1).join() == 100
+    assert drust.spawn(correct, box.column_mut("i"), server=0).join() == 100
+    assert box.server == 0
+    assert read(box)["i"].null_count() == read(box)["f"].null_count() == 1
 
 
 PATHS = [value for name, value in list(globals().items()) if name.startswith("_") and name[1:2].isalpha()

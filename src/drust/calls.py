@@ -33,6 +33,11 @@ _ARGUMENT_HANDLES: dict[type, int] = {_core.Box: 0, _core.Ref: LENT_SHARED, _cor
 _RESULT_HANDLES: dict[type, int] = {_core.Box: 0}
 
 
+def lend_columns(kind: type) -> None:
+    """Registers the class of column borrows: drust.frames, which is imported only where frames are."""
+    _ARGUMENT_HANDLES[kind] = LENT_MUTABLE
+
+
 class PartSpec(msgspec.Struct, frozen=True, array_like=True):
     """Which part of a split array is lent: place along the axis, and bytes in the block's buffer 0."""
 
@@ -43,12 +48,20 @@ class PartSpec(msgspec.Struct, frozen=True, array_like=True):
     layout: bytes  # shape, dtype and order of the part
 
 
+class ColumnSpec(msgspec.Struct, frozen=True, array_like=True):
+    """Which column of a frame is lent: its name and row group."""
+
+    name: str
+    row_group: int | None
+
+
 class CallHeader(msgspec.Struct, frozen=True, array_like=True):
     """The metadata of a call block. `parts` has an entry for each child: the part lent, if not all of it."""
 
     function: shipping.FunctionReference
     name: str
     parts: list[PartSpec | None]
+    columns: dict[int, ColumnSpec] = {}  # by child: the column lent, of a frame
 
 
 class CompletionHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -98,7 +111,7 @@ class Outgoing:
     @property
     def outcome_if_lost(self) -> str:
         """What becomes of its mutable lends when its worker dies, for the error."""
-        mutable = [lend for lend in self.lends if isinstance(lend.guard, _core.RefMut)]
+        mutable = [lend for lend in self.lends if not isinstance(lend.guard, _core.Ref)]
         if any(lend.in_place for lend in mutable):
             return "are poisoned where it wrote in place"
         return "were rolled back" if mutable else "have ended"
@@ -110,6 +123,7 @@ class Outgoing:
         else:
             encoded = _no_arguments()
         parts: list[PartSpec | None] = [None] * len(encoded.children)
+        columns: dict[int, ColumnSpec] = {}
         pointers: list[Child] = []
         pin: _core.Pin
         for index, (handle, flags) in enumerate(encoded.children):
@@ -119,13 +133,17 @@ class Outgoing:
             else:
                 pin = handle._lend(self)
                 in_place = flags == LENT_MUTABLE and self._in_place(pin)
+                column = getattr(handle, "_column", None)
+                if column is not None:
+                    columns[index] = ColumnSpec(*column)
+                    in_place = runtime.server_of(pin.pointer) == self.target and handle._is_large(pin)
                 part = handle._part
                 if part is not None:
                     parts[index] = _part_of(handle, part, pin)
                     in_place = runtime.server_of(pin.pointer) == self.target
                 self.lends.append(_Lend(handle, in_place))
             pointers.append((*pin.pointer, flags))
-        header = CallHeader(self._function, self.name, parts)
+        header = CallHeader(self._function, self.name, parts, columns)
         self._pin = write_block(_core.TASK_CODEC, header, encoded, pointers)
         self.pointer = self._pin.pointer
 
@@ -164,7 +182,7 @@ class Outgoing:
         for guard, in_place in self.lends:
             if completion is None:
                 guard._end_lend(self, "poisoned" if in_place else "rolled_back")
-            elif isinstance(guard, _core.RefMut) and guard._part is None:
+            elif not isinstance(guard, _core.Ref) and guard._part is None:
                 guard._end_lend(self, "committed", next(pointers))
             else:
                 guard._end_lend(self, "committed")
@@ -259,8 +277,18 @@ def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
     return Incoming(_call_decoder.decode(pin.meta), pin)
 
 
-def open_lent(here: _core.Runtime, pointer: Pointer, mutable: bool, part: PartSpec | None) -> handles.Lent:
+def open_lent(
+    here: _core.Runtime,
+    pointer: Pointer,
+    mutable: bool,
+    part: PartSpec | None,
+    column: ColumnSpec | None = None,
+) -> handles.Lent:
     """What a task borrows, ready for its function."""
+    if column is not None:
+        from drust import frames
+
+        return frames.LentColumn(pointer, column.name, column.row_group)
     if part is None:
         return handles.Lent(pointer, mutable)
     if runtime.server_of(pointer) == here.server:

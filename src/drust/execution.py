@@ -101,7 +101,8 @@ def _run(here: _core.Runtime, task: Pointer, *, remote: bool) -> _core.Pin:
             box = handles.receive(pointer)
             here.take_child(task, child)
             return box
-        lent = calls.open_lent(here, pointer, flags == calls.LENT_MUTABLE, parts[child])
+        column = call.header.columns.get(child)
+        lent = calls.open_lent(here, pointer, flags == calls.LENT_MUTABLE, parts[child], column)
         opened.append((child, lent))
         return lent.value
 

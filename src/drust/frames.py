@@ -13,13 +13,13 @@ Source: Ma et al., OSDI'24, section 4.1.3 (objects tied to one another are moved
 
 import sys
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from drust import _core, codecs, groups, runtime
+from drust import _core, calls, codecs, groups, handles, runtime
 from drust.codecs import arrays, arrow, columns
 from drust.codecs.base import TIED, Encoded
 from drust.errors import (
@@ -32,6 +32,7 @@ from drust.errors import (
     RowGroupError,
     StaleViewError,
 )
+from drust.runtime import Pointer
 
 if TYPE_CHECKING:
     import polars as pl
@@ -87,8 +88,7 @@ class _Turn:
 
     def _open(self, pin: _core.Pin) -> None:
         source = pin if pin.local is not None else runtime.current().take(pin.pointer)
-        if source.codec not in (codecs.ARROW, codecs.POLARS) or not arrow.is_frame(source.meta):
-            raise NotAFrameError(object=str(self._box._state()["label"]))
+        _check_frame(self._box, source)
         self._source = source
         self.layout = arrow.read_layout(source.meta)
         self.codec = source.codec
@@ -165,6 +165,11 @@ class _Turn:
         return was_out
 
 
+def _check_frame(box: "_core.Box[Any]", pin: _core.Pin) -> None:
+    if pin.codec not in codecs.GROUPS or not arrow.is_frame(pin.meta):
+        raise NotAFrameError(object=str(box._state()["label"]))
+
+
 # -- one column --------------------------------------------------------------------------------------------
 
 
@@ -195,6 +200,49 @@ class ColumnMut:
             self._forget()
             self._turn.undo()
             raise
+
+    # -- lent to a task: what drust.calls asks of every borrow
+
+    _part = None  # of a split array; this is a column
+
+    @property
+    def _column(self) -> tuple[str, int | None]:
+        return self._name, self._row_group
+
+    def _lend(self, lend: object = None) -> _core.Pin:
+        """Lends the frame, of which the task is to write this column."""
+        if self._began:
+            raise AccessError(object=self._turn.purpose, reason="this borrow has begun already")
+        self._began = True
+        pin = self._box._lend_mut(lend, self._timeout_s)
+        try:
+            if pin.local is not None:
+                _check_frame(self._box, pin)
+                self._turn.layout = arrow.read_layout(pin.meta)
+                self._find()
+        except BaseException:
+            self._box._end_lend(lend, True, "rolled_back")
+            raise
+        return pin
+
+    def _is_large(self, pin: _core.Pin) -> bool:
+        """Whether a task on the frame's server writes in place, without a copy; if not known here, it may."""
+        if pin.local is None:
+            return True
+        if self._index is None:
+            return False
+        part = runtime.current().open(pin.children[self._index][:3], False, groups.NOTHING)
+        return part.nbytes > PRE_IMAGE_BYTES_MAX
+
+    def _end_lend(
+        self,
+        lend: object = None,
+        outcome: Literal["committed", "rolled_back", "poisoned"] = "committed",
+        pointer: Any = None,
+    ) -> None:
+        self._box._end_lend(lend, True, outcome, pointer)
+
+    # -- as a context manager
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -259,9 +307,9 @@ class ColumnMut:
         mask = self._lend_bits(columns.FLAT_VALIDITY, block, length)
         stored = block.buffer(columns.FLAT_VALUES)
         if dtype != np.bool_:
-            return self._lend(part, np.ndarray(length, dtype, buffer=stored)), mask
+            return self._hand_out(part, np.ndarray(length, dtype, buffer=stored)), mask
         values = self._lend_bits(columns.FLAT_VALUES, block, length)
-        self._lend(part, np.ndarray(len(stored), np.uint8, buffer=stored))  # the bits: for us alone
+        self._hand_out(part, np.ndarray(len(stored), np.uint8, buffer=stored))  # the bits: for us alone
         return values, mask
 
     def _lend_bits(self, index: int, block: _core.Pin, length: int) -> Values:
@@ -273,9 +321,9 @@ class ColumnMut:
         array = np.ndarray(length, np.bool_, buffer=pin.as_writable().buffer(0))
         array[:] = columns.unpack(block.buffer(index), length)
         self._unpacked.append((index, pin))
-        return self._lend(pin, array)
+        return self._hand_out(pin, array)
 
-    def _lend(self, pin: _core.Pin, array: Values) -> Values:
+    def _hand_out(self, pin: _core.Pin, array: Values) -> Values:
         inner: _core.Box[Any] = _core.Box._from_pin(pin, "owned", np.ndarray)
         inner._install(array, pin, True, True)
         del array
@@ -333,6 +381,28 @@ def column_mut(
     Source: Ma et al., OSDI'24, sections 4.1.1 and 4.1.3.
     """
     return ColumnMut(box, name, row_group, timeout)
+
+
+class LentColumn(handles.Lent):
+    """A column that this worker's task borrows: `value` is (values, mask)."""
+
+    def __init__(self, pointer: Pointer, name: str, row_group: int | None) -> None:
+        self.pointer = pointer
+        self._box = handles.hold(pointer, "mutable", owns=False)
+        self._column = ColumnMut(self._box, name, row_group, None)
+        self.value: Any = self._column.__enter__()
+
+    def end(self) -> Pointer:
+        """Ends the borrow; the frame's new pointer."""
+        self.value = None
+        self._column.__exit__(None, None, None)
+        pin, _ = self._box._give_back()
+        pin.disown()
+        self.pointer = pin.pointer
+        return self.pointer
+
+
+calls.lend_columns(ColumnMut)
 
 
 # -- rows --------------------------------------------------------------------------------------------------
