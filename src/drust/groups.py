@@ -59,7 +59,7 @@ def pointers(pin: _core.Pin) -> list[Pointer]:
 def write_part(encoded: Encoded) -> Part:
     """A tied block that is nobody's yet; its Pin frees it until a parent names it."""
     pin = codecs.write(runtime.current(), encoded)
-    runtime.count("bytes_encoded", encoded.nbytes)
+    runtime.count("bytes_encoded", pin.nbytes)
     return pin
 
 

@@ -202,8 +202,12 @@ def part_bytes(part: Part) -> int:
 
 def fill(draft: DraftLike[Any], index: int, part: Part) -> None:
     """Writes one buffer into its place: one copy, no temporary, whatever the strides."""
-    if part_bytes(part) == 0:
-        return
+    if part_bytes(part) != 0:
+        fill_some(draft, index, part)
+
+
+def fill_some(draft: DraftLike[Any], index: int, part: Part) -> None:
+    """As `fill`, for a part that is known not to be empty."""
     if isinstance(part, Deferred):
         part.fill(draft.buffer(index))
     elif not isinstance(part, np.ndarray):

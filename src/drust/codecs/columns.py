@@ -152,9 +152,12 @@ def _add_flat(array: ArrowArray, parts: list[Part]) -> Node:
     """State, validity bits whatever they say, values."""
     length, nulls = len(array), int(array.null_count)
     room = (length + 7) // 8
-    validity = _validity(array) if nulls else Deferred(room, _set_all)
-    parts += [np.array([nulls], _state), validity, _values(array)]
+    validity = _validity(array) if nulls else _ALL_SET[:room] if room <= len(_ALL_SET) else Deferred(room, _set_all)
+    parts += [nulls.to_bytes(8, "little"), validity, _values(array)]
     return length, IN_BUFFER, [FLAT_VALIDITY, FLAT_VALUES], []
+
+
+_ALL_SET = memoryview(b"\xff" * 4096)
 
 
 def _set_all(target: Any) -> None:

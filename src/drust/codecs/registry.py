@@ -27,7 +27,7 @@ from drust.codecs.base import (
     Encoded,
     PinLike,
     RuntimeLike,
-    fill,
+    fill_some,
     part_bytes,
     type_name,
 )
@@ -200,7 +200,8 @@ def write(
     sizes = [part_bytes(part) for part in encoded.buffers]
     draft = runtime.allocate(encoded.codec, encoded.meta, sizes, children)
     for index, part in enumerate(encoded.buffers):
-        fill(draft, index, part)
+        if sizes[index]:
+            fill_some(draft, index, part)
     return draft.publish()
 
 
