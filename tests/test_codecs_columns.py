@@ -1,4 +1,4 @@
-"""Columns as blocks, for whatever Arrow and polars can make: generated types, nulls, chunks, slices, nesting."""
+"""Columns as blocks, of whatever Arrow and polars can make: types, nulls, chunks, slices, nesting."""
 
 import datetime
 import decimal
@@ -17,6 +17,9 @@ from drust.codecs import ARROW, POLARS, encode
 from drust.codecs.columns import FLAT_VALIDITY, Column, key_of, numpy_dtype
 from fake_pin import opened, pinned, round_trip
 
+EARLIEST = datetime.datetime(1700, 1, 1)  # noqa: DTZ001 - hypothesis adds the zone
+LATEST = datetime.datetime(2200, 1, 1)  # noqa: DTZ001
+
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     pa.null(): st.none(),
     pa.bool_(): st.booleans(),
@@ -31,9 +34,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     pa.binary_view(): st.binary(max_size=20),
     pa.binary(3): st.binary(min_size=3, max_size=3),
     pa.date32(): st.dates(),
-    pa.timestamp("us", "UTC"): st.datetimes(
-        datetime.datetime(1700, 1, 1), datetime.datetime(2200, 1, 1), timezones=st.just(datetime.UTC)
-    ),
+    pa.timestamp("us", "UTC"): st.datetimes(EARLIEST, LATEST, timezones=st.just(datetime.UTC)),
     pa.time64("us"): st.times(),
     pa.duration("ms"): st.integers(0, 10**6).map(lambda n: datetime.timedelta(milliseconds=n)),
     pa.decimal128(10, 2): st.integers(-(10**6), 10**6).map(lambda n: decimal.Decimal(n).scaleb(-2)),

@@ -1,4 +1,4 @@
-"""What frames cost in messages and bytes, and what they refuse: each figure of docs/frames.md, by counters."""
+"""What frames cost in messages and bytes, by counters, what they refuse, and what dies with a task."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 
 import drust
 from conftest import Counters
-from drust import Box, BorrowError, BorrowMutError, Ref, RefMut, Session, WorkerLostError, frames
+from drust import BorrowError, BorrowMutError, Box, Ref, RefMut, Session, WorkerLostError, frames
 from drust.errors import (
     ColumnKindError,
     FrameSchemaError,
@@ -242,7 +242,9 @@ EVERY_KIND = {
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 1000])
 @pytest.mark.parametrize("nulls", ["none", "some", "all"])
-def test_every_kind_of_fixed_size_is_written_in_place(one_server: Session, kind: str, rows: int, nulls: str) -> None:
+def test_every_kind_of_fixed_size_is_written_in_place(
+    one_server: Session, kind: str, rows: int, nulls: str
+) -> None:
     dtype, numpy_dtype = EVERY_KIND[kind]
     known = {"none": [True] * rows, "some": [i % 3 != 0 for i in range(rows)], "all": [False] * rows}[nulls]
     numbers = [i % 2 if good else None for i, good in enumerate(known)]
@@ -252,7 +254,8 @@ def test_every_kind_of_fixed_size_is_written_in_place(one_server: Session, kind:
         assert values.dtype == np.dtype(numpy_dtype)
         assert values.shape == mask.shape == (rows,)
         assert mask.tolist() == known
-        assert values.flags.writeable and mask.flags.writeable
+        assert values.flags.writeable
+        assert mask.flags.writeable
         mask[:] = ~mask
         values[:] = np.ones(rows, np.int8).astype(values.dtype)
     expected = pl.Series("x", [None if good else 1 for good in known], pl.Int8)
@@ -297,7 +300,7 @@ def test_a_block_that_raised_leaves_what_it_wrote_and_ends_the_borrow(one_server
     box = Box(wide(2, 10))
     with pytest.raises(ZeroDivisionError), box.column_mut("c0") as (values, _):
         values[0] = 77
-        1 / 0  # noqa: B018
+        1 / 0
     with box.borrow() as frame:
         assert frame["c0"][0] == 77
 
@@ -365,9 +368,7 @@ def test_a_column_that_does_not_exist(one_server: Session) -> None:
 
 @pytest.mark.parametrize("name", ["s", "c", "e", "l", "r", "d", "n", "x", "a"])
 def test_a_column_of_a_kind_that_cannot_be_written(one_server: Session, name: str) -> None:
-    frame = pl.DataFrame(
-        {"s": ["a"], "l": [[1]], "r": [{"a": 1}], "n": [None], "x": [b"b"]}
-    ).with_columns(
+    frame = pl.DataFrame({"s": ["a"], "l": [[1]], "r": [{"a": 1}], "n": [None], "x": [b"b"]}).with_columns(
         pl.Series("c", ["u"], pl.Categorical),
         pl.Series("e", ["u"], pl.Enum(["u"])),
         pl.Series("d", ["1.5"]).cast(pl.Decimal(10, 2)),
@@ -424,7 +425,9 @@ def test_a_change_of_type_is_a_new_column(two_servers: Session) -> None:
     expected = wide(3, 10).with_columns(pl.col("c1").cast(pl.Utf8))
     assert drust.spawn(same_as, box.borrow(), expected, server=1).join()
     box.replace(expected.with_columns(pl.col("c0").cast(pl.Float32)))
-    assert drust.spawn(same_as, box.borrow(), expected.with_columns(pl.col("c0").cast(pl.Float32)), server=1).join()
+    assert drust.spawn(
+        same_as, box.borrow(), expected.with_columns(pl.col("c0").cast(pl.Float32)), server=1
+    ).join()
 
 
 def same_as(frame: Ref[pl.DataFrame], expected: pl.DataFrame) -> bool:
@@ -437,7 +440,12 @@ def same_as(frame: Ref[pl.DataFrame], expected: pl.DataFrame) -> bool:
     [
         wide(3, 0),
         pl.DataFrame({"a": [None, None], "b": pl.Series([None, None], dtype=pl.Utf8)}),
-        pl.DataFrame({"c": pl.Series([None] * 9, dtype=pl.Categorical), "l": pl.Series([None] * 9, dtype=pl.List(pl.Int8))}),
+        pl.DataFrame(
+            {
+                "c": pl.Series([None] * 9, dtype=pl.Categorical),
+                "l": pl.Series([None] * 9, dtype=pl.List(pl.Int8)),
+            }
+        ),
     ],
     ids=["no rows", "all null", "null categories"],
 )
@@ -520,7 +528,9 @@ def test_a_task_that_dies_with_a_frame_leaves_it_as_it_was(two_servers: Session,
         polars.testing.assert_frame_equal(frame, wide())
 
 
-def test_a_task_that_dies_while_it_writes_a_large_column_in_place_poisons_the_frame(one_server: Session) -> None:
+def test_a_task_that_dies_while_it_writes_a_large_column_in_place_poisons_the_frame(
+    one_server: Session,
+) -> None:
     box = Box(wide(2, 200_000))
     with pytest.raises(WorkerLostError, match="poisoned"):
         drust.spawn(corrects_and_dies, box.column_mut("c0")).join()

@@ -182,6 +182,17 @@ Status check(const FreeItem& item, ServerId server) {
   }
 }
 
+Status check(std::span<const FreeItem> batch, ServerId server) {
+  bool wants_successor = false;
+  for (const FreeItem& item : batch) {
+    if (Status status = check(item, server); !status.ok()) return status;
+    if (wants_successor != (item.flags == FreeItem::kSuccessor))
+      return bad("free_blocks", "an item and its successor are not together");
+    wants_successor = item.flags == FreeItem::kPassedOn;
+  }
+  return wants_successor ? bad("free_blocks", "the last item lacks its successor") : Status();
+}
+
 Status check(const BlockItem& item, ServerId server) {
   if (!is_place(item.address) || Address(item.address).server() != server)
     return bad("read_blocks", "the block lives elsewhere");

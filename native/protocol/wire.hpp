@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/address.hpp"
 #include "base/limits.hpp"
@@ -108,8 +109,9 @@ inline constexpr std::uint64_t kSentenceBytesMax = 512;
 [[nodiscard]] Status check(const RequestHeader& header);
 // Likewise for the reply to `operation`: bad_request also for a reply to something else.
 [[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
-// A batch of frees for `server`.
+// One free for `server`; a batch of them, in which kPassedOn and kSuccessor come in pairs.
 [[nodiscard]] Status check(const FreeItem& item, ServerId server);
+[[nodiscard]] Status check(std::span<const FreeItem> batch, ServerId server);
 
 // A block of `server` to be read.
 [[nodiscard]] Status check(const BlockItem& item, ServerId server);

@@ -205,21 +205,9 @@ Answer Operations::free_blocks(std::span<const std::byte> items) {
   answer.kind = Answer::Kind::none;
   std::vector<wire::FreeItem> batch(items.size() / sizeof(wire::FreeItem));
   std::memcpy(static_cast<void*>(batch.data()), items.data(), batch.size() * sizeof(wire::FreeItem));
-  bool wants_successor = false;
-  for (const wire::FreeItem& item : batch) {
-    answer.status = wire::check(item, server());
-    if (answer.status.ok() && wants_successor != (item.flags == wire::FreeItem::kSuccessor)) {
-      answer.status = Status(Code::bad_request, "free_blocks: an item and its successor are not together");
-    }
-    if (!answer.status.ok()) {
-      answer.kind = Answer::Kind::malformed;  // before anything is freed
-      return answer;
-    }
-    wants_successor = item.flags == wire::FreeItem::kPassedOn;
-  }
-  if (wants_successor) {
-    answer.status = Status(Code::bad_request, "free_blocks: the last item lacks its successor");
-    answer.kind = Answer::Kind::malformed;
+  answer.status = wire::check(batch, server());
+  if (!answer.status.ok()) {
+    answer.kind = Answer::Kind::malformed;  // before anything is freed
     return answer;
   }
   std::vector<GlobalPointer> remote;

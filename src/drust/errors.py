@@ -257,7 +257,7 @@ class MissingColumnError(OwnershipError, KeyError):
 
 
 class ColumnKindError(OwnershipError, TypeError):
-    """A column of strings, categories, decimals or nested values: its values have no fixed place to write to."""
+    """A column of strings, categories, decimals or nested values: they have no fixed place to be written."""
 
     template = "column {column} of {object} is {kind}, which cannot be written in place"
     advice = "Replace the whole column: borrow_mut() the frame, or box.replace(frame.with_columns(...))."
@@ -270,7 +270,7 @@ class ColumnKindError(OwnershipError, TypeError):
 class RowGroupError(OwnershipError, IndexError):
     """A column lies in several row groups, each a block of its own, and it is not clear which is meant."""
 
-    template = "column {column} of {object} lies in {row_groups} row groups[, and {row_group} is none of them]"
+    template = "column {column} of {object} has {row_groups} row groups[, and {row_group} is none of them]"
     advice = "Name one with row_group=, counted from 0, or merge them: box.replace(frame.rechunk())."
 
     object: str = "the frame"

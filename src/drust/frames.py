@@ -1,7 +1,7 @@
 """Frames in Boxes, column by column: `box.column_mut(name)` and `append`.
 
 A Box of a polars frame or an Arrow table is a parent block with one tied block a column and row group (see
-docs/frames.md). A borrow hands out the frame itself, over those blocks; what is written under a mutable borrow
+docs/frames.md). A borrow hands out the frame itself, over those blocks; what is written under a mutable one
 are new columns. Here a column is written where it lies:
 
     with box.column_mut("delay") as (values, mask):
@@ -72,11 +72,11 @@ class _Turn:
     def poll(self, wait_ms: int = 0) -> bool:
         """As of a task: it ends with its own block, so there is nothing to take in. Waits for any end."""
         if wait_ms:
-            _core.Box._wait_end(wait_ms / 1000)
+            self._box._wait_end(wait_ms / 1000)
         return False
 
     def begin(self, timeout_s: float | None) -> None:
-        """Holds the frame exclusively and has its columns here: 2 round trips and a free if it is elsewhere."""
+        """Holds the frame exclusively, its columns here: 2 round trips and a free if it is elsewhere."""
         with groups.writing(self._box):
             pin = self._box._lend_mut(self, timeout_s)
         self._is_out = True
@@ -109,7 +109,7 @@ class _Turn:
         return index in viewed
 
     def own(self, index: int) -> bool:
-        """Makes sure that a column's block may be written; whether it is a copy, so that this can be undone."""
+        """Makes sure that a column's block may be written; whether it is a copy, which can be undone."""
         source = self._source
         if source is None or not self.flags[index] & groups.BORROWED:  # it was moved here just now
             return True
@@ -176,7 +176,9 @@ def _check_frame(box: "_core.Box[Any]", pin: _core.Pin) -> None:
 class ColumnMut:
     """An exclusive borrow of one column of a frame, for a `with` block. Made by `column_mut`."""
 
-    def __init__(self, box: "_core.Box[Any]", name: str, row_group: int | None, timeout_s: float | None) -> None:
+    def __init__(
+        self, box: "_core.Box[Any]", name: str, row_group: int | None, timeout_s: float | None
+    ) -> None:
         self._turn = _Turn(box, f"column_mut({name!r})")
         self._box = box
         self._name = name
@@ -185,11 +187,13 @@ class ColumnMut:
         self._began = False
         self._index: int | None = None  # among the frame's blocks; None if it has no rows, and so no blocks
         self._copied = True
-        self._lent: list[tuple[_core.Box[Any], _core.RefMut[Any]]] = []  # the last one's block is the column's
-        self._unpacked: list[tuple[int, _core.Pin]] = []  # buffers that are bits, and the booleans lent for them
+        self._lent: list[
+            tuple[_core.Box[Any], _core.RefMut[Any]]
+        ] = []  # the last one's block is the column's
+        self._unpacked: list[tuple[int, _core.Pin, int]] = []  # buffers of bits, the booleans lent, how many
 
     def __enter__(self) -> Column:
-        """Values, and True where a row has one. Bind both to names, `as (values, mask)`, so that they can end."""
+        """Values, and True where a row has one. Bind them to names, `as (values, mask)`, so they can end."""
         if self._began:
             raise AccessError(object=self._turn.purpose, reason="this borrow has begun already")
         self._began = True
@@ -291,7 +295,9 @@ class ColumnMut:
         if group is None and groups_there > 1:
             raise RowGroupError(object=label, column=self._name, row_groups=groups_there)
         if not 0 <= (group or 0) < max(groups_there, 1):
-            raise RowGroupError(object=label, column=self._name, row_groups=groups_there, row_group=str(group))
+            raise RowGroupError(
+                object=label, column=self._name, row_groups=groups_there, row_group=str(group)
+            )
         if not groups_there:
             return dtype, 0
         self._index = (group or 0) * len(schema) + places[0]
@@ -305,11 +311,11 @@ class ColumnMut:
         part = self._turn.reopened(self._index)
         block = part.as_writable()
         mask = self._lend_bits(columns.FLAT_VALIDITY, block, length)
-        stored = block.buffer(columns.FLAT_VALUES)
         if dtype != np.bool_:
-            return self._hand_out(part, np.ndarray(length, dtype, buffer=stored)), mask
+            return self._hand_out(part, columns.view(block, columns.FLAT_VALUES, dtype, length)), mask
         values = self._lend_bits(columns.FLAT_VALUES, block, length)
-        self._hand_out(part, np.ndarray(len(stored), np.uint8, buffer=stored))  # the bits: for us alone
+        bits = columns.view(block, columns.FLAT_VALUES, np.uint8, columns.bit_bytes(length))
+        self._hand_out(part, bits)  # for us alone
         return values, mask
 
     def _lend_bits(self, index: int, block: _core.Pin, length: int) -> Values:
@@ -318,9 +324,9 @@ class ColumnMut:
         if meta is None:
             raise InternalError(detail="Booleans have no layout.")
         pin = _core.Pin.private(codecs.NDARRAY, meta, [length])
-        array = np.ndarray(length, np.bool_, buffer=pin.as_writable().buffer(0))
-        array[:] = columns.unpack(block.buffer(index), length)
-        self._unpacked.append((index, pin))
+        array = columns.view(pin.as_writable(), 0, np.bool_, length)
+        array[:] = columns.unpack(block, index, length)
+        self._unpacked.append((index, pin, length))
         return self._hand_out(pin, array)
 
     def _hand_out(self, pin: _core.Pin, array: Values) -> Values:
@@ -335,12 +341,11 @@ class ColumnMut:
     def _pack(self) -> None:
         """Booleans that were lent become the block's bits, and the number of nulls is counted again."""
         block = self._turn.parts[self._index or 0].as_writable()
-        for index, pin in self._unpacked:
-            booleans = np.frombuffer(pin.buffer(0), np.bool_)
-            columns.pack(booleans, block.buffer(index))
+        for index, pin, length in self._unpacked:
+            booleans = columns.view(pin, 0, np.bool_, length)
+            columns.pack(booleans, block, index)
             if index == columns.FLAT_VALIDITY:
-                nulls = len(booleans) - int(np.count_nonzero(booleans))
-                np.frombuffer(block.buffer(columns.FLAT_STATE), np.int64)[0] = nulls
+                columns.set_null_count(block, length - int(np.count_nonzero(booleans)))
 
     def _forget(self) -> None:
         self._lent.clear()
@@ -352,8 +357,8 @@ def column_mut(
 ) -> ColumnMut:
     """One column of a frame in a Box, to be written in place: `with box.column_mut(name) as (values, mask)`.
 
-    It is an exclusive borrow of the Box, of this column's bytes alone. At its end the column has a new version
-    and the frame's parent block names it; the other columns keep their blocks and versions.
+    It is an exclusive borrow of the Box. At its end the column has a new version and the frame's parent block
+    names it; the other columns keep their blocks and versions.
 
     Args:
         box: holds a polars `DataFrame`, an Arrow `Table` or `RecordBatch`.
@@ -362,9 +367,10 @@ def column_mut(
         timeout: seconds to wait for whoever borrows the frame; None refuses at once.
 
     Returns:
-        What a `with` statement enters; it gives `values` (shape (rows,), the column's dtype: dates are days as
-        int32, times of day integers, timestamps and durations numpy's) and `mask` (bool, True where a row has
-        a value), both writable, both revoked at the end of the block.
+        What a `with` statement enters, or spawn() lends to a task, which gets the pair. It gives `values`
+        (shape (rows,), the column's dtype: dates are days as int32, times of day integers, timestamps and
+        durations numpy's) and `mask` (bool, True where a row has a value), both writable, both revoked at the
+        end of the block.
 
     Raises:
         NotAFrameError: the Box holds something else.
@@ -373,10 +379,10 @@ def column_mut(
         RowGroupError: the frame has several row groups and none was named, or not that one.
         BorrowMutError: somebody borrows the frame.
 
-    Cost: no message for a frame of this server. Values are written where they lie; the mask, and booleans, are
-    unpacked and packed again (n bytes of scratch). One copy of the column if a frame from an earlier borrow
-    still looks at it (StaleViewWarning), or if it was lent to this task and has at most 1 MiB: then a task that
-    dies leaves it as it was. The first time the frame itself is encoded, if it was not yet. A frame of another
+    Cost: no message for a frame of this server. Values are written where they lie; the mask, and booleans,
+    are unpacked and packed again (n bytes of scratch). One copy of the column if a frame from an earlier
+    borrow still looks at it (StaleViewWarning), or if it was lent to this task and has at most 1 MiB: then a
+    task that dies leaves it as it was. A frame that was never encoded is encoded first. A frame of another
     server is moved here whole: 2 reads and 1 free.
     Source: Ma et al., OSDI'24, sections 4.1.1 and 4.1.3.
     """
@@ -408,7 +414,9 @@ calls.lend_columns(ColumnMut)
 # -- rows --------------------------------------------------------------------------------------------------
 
 
-def append(box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatch", timeout: float | None = None) -> None:
+def append(
+    box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatch", timeout: float | None = None
+) -> None:
     """Adds rows to a frame in a Box, as one row group more (as many as `rows` has chunks).
 
     Nothing of what is there is copied, and copies of it elsewhere stay good: the new columns are written, and
@@ -424,8 +432,8 @@ def append(box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatc
         FrameSchemaError: names or types differ; the message has the first difference.
         BorrowMutError: somebody borrows the frame.
 
-    Cost: no message for a frame of this server: one copy of `rows`, and 32 bytes a column and row group for the
-    parent. A frame of another server is moved here first: 2 reads and 1 free.
+    Cost: no message for a frame of this server: one copy of `rows`, and 32 bytes a column and row group for
+    the parent. A frame of another server is moved here first: 2 reads and 1 free.
     """
     turn = _Turn(box, "append()")
     turn.begin(timeout)
@@ -433,9 +441,13 @@ def append(box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatc
         encoded = codecs.encode(rows)
         layout = turn.layout
         label = str(box._state()["label"])
-        is_same_kind = encoded.codec == turn.codec and arrow.is_frame(encoded.meta) and layout.kind != arrow.BATCH
+        is_same_kind = (
+            encoded.codec == turn.codec and arrow.is_frame(encoded.meta) and layout.kind != arrow.BATCH
+        )
         if not is_same_kind:
-            raise NotAFrameError(object=codecs.base.type_name(type(rows)), wanted=f"rows to append to {label}")
+            raise NotAFrameError(
+                object=codecs.base.type_name(type(rows)), wanted=f"rows to append to {label}"
+            )
         added = arrow.read_layout(encoded.meta)
         _check_schema(label, layout.arrow_schema, added.arrow_schema)
         fresh = [groups.write_part(column.encode()) for column, _ in encoded.children]
@@ -452,11 +464,14 @@ def append(box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatc
 def _check_schema(label: str, before: Any, added: Any) -> None:
     """The same names and types in the same order; for polars also the same categories of an Enum."""
     if before.names != added.names:
-        raise FrameSchemaError(object=label, reason=f"its columns are {before.names}, those of the rows {added.names}")
+        raise FrameSchemaError(
+            object=label, reason=f"its columns are {before.names}, those of the rows {added.names}"
+        )
     for old, new in zip(before, added, strict=True):
         if not old.type.equals(new.type) or (old.metadata or {}) != (new.metadata or {}):
             raise FrameSchemaError(
-                object=label, reason=f"column {old.name!r} is {_described(old)}, in the rows {_described(new)}"
+                object=label,
+                reason=f"column {old.name!r} is {_described(old)}, in the rows {_described(new)}",
             )
 
 

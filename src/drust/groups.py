@@ -1,8 +1,8 @@
 """Tied groups: a parent block and the blocks tied to it, as a frame and its columns. No handle knows them.
 
-A group lies on one server. In the process that has it open, the Pin of the parent holds the Pins of the tied
-blocks (`parts`), and views of a column hold that column's Pin: so a column that a view still looks at outlives
-its frame (native/bind/pin.cpp), and a new version of the parent can take over what did not change
+A group lies on one server. In the process that has it open, the Pin of the parent holds the Pins of the
+tied blocks (`parts`), and views of a column hold that column's Pin: so a column that a view still looks at
+outlives its frame (native/bind/pin.cpp), and a new version of the parent can take over what did not change
 (native/heap/tied.cpp).
 
 What a process knows of where columns came from (`origin`) tells it after a mutable borrow which of them are
@@ -65,9 +65,7 @@ def write_part(encoded: Encoded) -> Part:
 
 def write_parent(encoded: Encoded, parts: Sequence[Part], flags: Sequence[int]) -> _core.Pin:
     """The parent of these blocks, which are its own from now on (or will be, where flagged as borrowed)."""
-    children: list[ChildPointer] = [
-        (*part.pointer, flag) for part, flag in zip(parts, flags, strict=True)
-    ]
+    children: list[ChildPointer] = [(*part.pointer, flag) for part, flag in zip(parts, flags, strict=True)]
     here = runtime.current()
     draft = here.allocate(encoded.codec, encoded.meta, [], children)
     parent = draft.publish()
@@ -154,7 +152,7 @@ def move_parts(parent: _core.Pin) -> _core.Pin:
 
 @contextmanager
 def writing(box: "_core.Box[Any]") -> Iterator[None]:
-    """The lend that begins in this block is for one column: `settle` leaves the others to whoever views them."""
+    """The lend that begins in this block is for one column: `settle` leaves the others as they are."""
     _writing.box = box
     try:
         yield

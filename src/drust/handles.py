@@ -185,7 +185,7 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
 
 
 def _materialise_group(box: "_core.Box[Any]", source: _core.Pin, writable: bool) -> None:
-    """A frame over the blocks of its columns: what changes it makes new columns, so it is never writable memory.
+    """A frame over the blocks of its columns: what changes it makes new ones, so the memory is read-only.
 
     Elsewhere: 1 more round trip for all columns that this host has no copy of.
     """

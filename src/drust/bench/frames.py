@@ -1,9 +1,10 @@
 """Rows of frames: what a block a column costs beside one Arrow IPC stream for the whole frame.
 
-The stream is what drust wrote before, and what others (Ray, Plasma) exchange: zero-copy to read, but one piece.
+The stream is what drust wrote before, and what others (Ray, Plasma) exchange: zero-copy to read, one piece.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import repeat
 from time import perf_counter
 from typing import Any
@@ -15,6 +16,7 @@ from drust._core import Box
 from drust.bench.peers import Unavailable
 from drust.bench.rows import Bench, Row
 from drust.bench.stats import Operation
+from drust.runtime import Pointer
 
 _SHAPES = ((10, 100_000), (100, 10_000), (1000, 1000))  # columns and rows: 8 MB each
 
@@ -29,6 +31,23 @@ def loop(step: Callable[[], object]) -> Operation:
         return perf_counter() - start
 
     return Operation(run)
+
+
+def first_borrow(pointer: Pointer) -> None:
+    """As of a process that never saw it."""
+    with handles.hold(pointer, "shared", owns=False).borrow():
+        pass
+
+
+def encode(frame: Any) -> None:
+    """Into new blocks, which are freed."""
+    Box(frame)._publish()
+
+
+def correct(box: "Box[Any]") -> None:
+    """A column in place."""
+    with box.column_mut("c0") as (values, _):
+        np.add(values, 1, out=values)
 
 
 def frames(bench: Bench) -> Iterator[Row]:
@@ -50,40 +69,33 @@ def frames(bench: Bench) -> Iterator[Row]:
         with pa.ipc.open_stream(stream) as reader:
             return pl.from_arrow(reader.read_all(), rechunk=False)
 
+    def correct_stream(frame: Any) -> Any:
+        return to_stream(frame.with_columns(pl.col("c0") + 1))
+
     for columns, rows in _SHAPES:
         frame = pl.DataFrame({f"c{number}": np.arange(rows) for number in range(columns)})
-        kept = Box(frame)
+        kept: Box[Any] = Box(frame)
         pointer = kept._publish().pointer
         stream = to_stream(frame)
         size = f"{columns} columns of {rows} numbers"
-
-        def first_borrow(pointer: Any = pointer) -> None:
-            with handles.hold(pointer, "shared", owns=False).borrow():
-                pass
-
         yield bench.compare(
             f"frame-borrow-{columns}",
             f"first borrow in a process, {size}",
             "reading its Arrow IPC stream",
-            loop(first_borrow),
-            loop(lambda stream=stream: from_stream(stream)),
+            loop(partial(first_borrow, pointer)),
+            loop(partial(from_stream, stream)),
         )
         yield bench.compare(
             f"frame-encode-{columns}",
             f"encoding a frame, {size}",
             "writing its Arrow IPC stream",
-            loop(lambda frame=frame: Box(frame)._publish()),
-            loop(lambda frame=frame: to_stream(frame)),
+            loop(partial(encode, frame)),
+            loop(partial(to_stream, frame)),
         )
-
-        def correct(kept: "Box[Any]" = kept) -> None:
-            with kept.column_mut("c0") as (values, _):
-                values += 1
-
         yield bench.compare(
             f"frame-column-{columns}",
             f"adding 1 to a column in place, {size}",
             "with_columns(), and its Arrow IPC stream again",
-            loop(correct),
-            loop(lambda frame=frame: to_stream(frame.with_columns(pl.col("c0") + 1))),
+            loop(partial(correct, kept)),
+            loop(partial(correct_stream, frame)),
         )

@@ -6,7 +6,7 @@
 | 2 | `numpy.ndarray`, any dtype without objects | dtype and shape; the data | zero-copy |
 | 3, 4, 6 | `bytes`, `bytearray`, `array.array` | the bytes | one copy (Python owns the memory of these) |
 | 5 | `memoryview` | format and shape; the bytes | zero-copy |
-| 7 | pyarrow `Table`, `RecordBatch`, `Array`, `ChunkedArray` | Arrow's buffers; a table's columns in tied blocks | zero-copy |
+| 7 | pyarrow tables, batches and arrays | Arrow's buffers, a block a column | zero-copy |
 | 8 | polars `DataFrame`, `Series` | the same | zero-copy |
 | 9 | dense `torch.Tensor` in CPU memory | shape and type; the data | zero-copy |
 | 10 | a column of 7 or 8, tied to its frame's block | Arrow's buffers | its frame's |

@@ -119,7 +119,7 @@ def open_arrays(pin: PinLike) -> tuple[str, Any, list[ArrowArray]]:
 
 def is_frame(meta: bytes) -> bool:
     """Whether a block with this metadata is a parent of columns."""
-    return _decoder.decode(meta)[0] == _MARK_FRAME
+    return bool(_decoder.decode(meta)[0] == _MARK_FRAME)
 
 
 class ArrowCodec:

@@ -9,8 +9,8 @@ times are *flat*: two buffers, the first after one of 8 bytes with the number of
 there even if nothing is null. So such a column can be written in place, nulls included, and its size is known
 before. (1/64 of a column of 8-byte numbers; 0 nulls still decode to a column without validity bits.)
 
-Arrays are written as they lie, one copy; a slice is first copied by Arrow to one of its own, so only the slice
-is written. Types that we have no layout for (unions, runs, list views) are an IPC stream of one column.
+Arrays are written as they lie, one copy; a slice is first copied by Arrow to one of its own, so that only the
+slice is written. Types that we have no layout for (unions, runs, list views) are an IPC stream of one column.
 Rejected: the whole frame as one IPC stream (one block: nothing can be written, moved or fetched apart).
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from drust.codecs.base import COLUMN, Buffer, Deferred, Encoded, Part, PinLike, borrowed
+from drust.codecs.base import COLUMN, Array, Buffer, Deferred, Encoded, Part, PinLike, borrowed
 
 IN_BUFFER = -2  # of a null count: it is written in buffer 0
 NO_BUFFER = -1  # among the places of buffers: Arrow has none there
@@ -40,16 +40,44 @@ _state = np.dtype("<i8")
 
 _FLAT = frozenset(
     getattr(pa.lib, f"Type_{name}")
-    for name in (
-        "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 HALF_FLOAT FLOAT DOUBLE"
-        " DATE32 DATE64 TIME32 TIME64 TIMESTAMP DURATION"
-    ).split()
+    for name in [
+        "BOOL",
+        "INT8",
+        "INT16",
+        "INT32",
+        "INT64",
+        "UINT8",
+        "UINT16",
+        "UINT32",
+        "UINT64",
+        "HALF_FLOAT",
+        "FLOAT",
+        "DOUBLE",
+        "DATE32",
+        "DATE64",
+        "TIME32",
+        "TIME64",
+        "TIMESTAMP",
+        "DURATION",
+    ]
 )
 _FIXED = frozenset(
     getattr(pa.lib, f"Type_{name}")
-    for name in "DECIMAL32 DECIMAL64 DECIMAL128 DECIMAL256 FIXED_SIZE_BINARY INTERVAL_MONTH_DAY_NANO".split()
+    for name in [
+        "DECIMAL32",
+        "DECIMAL64",
+        "DECIMAL128",
+        "DECIMAL256",
+        "FIXED_SIZE_BINARY",
+        "INTERVAL_MONTH_DAY_NANO",
+    ]
 )
-_STRINGS = {pa.lib.Type_STRING: 4, pa.lib.Type_BINARY: 4, pa.lib.Type_LARGE_STRING: 8, pa.lib.Type_LARGE_BINARY: 8}
+_STRINGS = {
+    pa.lib.Type_STRING: 4,
+    pa.lib.Type_BINARY: 4,
+    pa.lib.Type_LARGE_STRING: 8,
+    pa.lib.Type_LARGE_BINARY: 8,
+}
 _VIEWS = {pa.lib.Type_STRING_VIEW: pa.large_string(), pa.lib.Type_BINARY_VIEW: pa.large_binary()}
 _LISTS = {pa.lib.Type_LIST: 4, pa.lib.Type_LARGE_LIST: 8, pa.lib.Type_MAP: 4}
 
@@ -120,7 +148,9 @@ def add(array: ArrowArray, parts: list[Part], *, flat: bool = True) -> Node:
         return _node(array, parts, [offsets, _head(array.buffers()[2], last)])
     if number in _VIEWS:
         array = _compacted(array, _VIEWS[number])
-        return _node(array, parts, [_head(array.buffers()[1], 16 * length), *map(_whole, array.buffers()[2:])])
+        return _node(
+            array, parts, [_head(array.buffers()[1], 16 * length), *map(_whole, array.buffers()[2:])]
+        )
     if number in _LISTS:
         offsets, first, last = _offsets(array, _LISTS[number])
         if first:
@@ -137,7 +167,9 @@ def add(array: ArrowArray, parts: list[Part], *, flat: bool = True) -> Node:
     return length, STREAM, [len(parts) - 1], []
 
 
-def _node(array: ArrowArray, parts: list[Part], buffers: list[Part], children: list[ArrowArray] | None = None) -> Node:
+def _node(
+    array: ArrowArray, parts: list[Part], buffers: list[Part], children: list[ArrowArray] | None = None
+) -> Node:
     """A node with validity bits, these buffers and these children."""
     nulls = int(array.null_count)
     places = []
@@ -151,8 +183,10 @@ def _node(array: ArrowArray, parts: list[Part], buffers: list[Part], children: l
 def _add_flat(array: ArrowArray, parts: list[Part]) -> Node:
     """State, validity bits whatever they say, values."""
     length, nulls = len(array), int(array.null_count)
-    room = (length + 7) // 8
-    validity = _validity(array) if nulls else _ALL_SET[:room] if room <= len(_ALL_SET) else Deferred(room, _set_all)
+    room = bit_bytes(length)
+    validity = (
+        _validity(array) if nulls else _ALL_SET[:room] if room <= len(_ALL_SET) else Deferred(room, _set_all)
+    )
     parts += [nulls.to_bytes(8, "little"), validity, _values(array)]
     return length, IN_BUFFER, [FLAT_VALIDITY, FLAT_VALUES], []
 
@@ -176,7 +210,7 @@ def _whole(buffer: Any) -> Part:
 
 
 def _validity(array: ArrowArray) -> Part:
-    return _head(array.buffers()[0], (len(array) + 7) // 8)
+    return _head(array.buffers()[0], bit_bytes(len(array)))
 
 
 def _values(array: ArrowArray) -> Part:
@@ -185,7 +219,7 @@ def _values(array: ArrowArray) -> Part:
 
 def _offsets(array: ArrowArray, width: int) -> tuple[Part, int, int]:
     """The offsets, and the first and the last of them."""
-    part = _head(array.buffers()[1], (len(array) + 1) * width)
+    part: Any = _head(array.buffers()[1], (len(array) + 1) * width)
     numbers = np.frombuffer(part, f"<i{width}")
     return part, int(numbers[0]), int(numbers[-1])
 
@@ -202,7 +236,8 @@ def _compacted(array: ArrowArray, offsets_type: ArrowType) -> ArrowArray:
     held = sum(buffer.size for buffer in buffers[2:] if buffer is not None)
     if held <= COMPACT_BYTES:
         return array
-    lengths = np.frombuffer(_head(buffers[1], 16 * len(array)), "<i4")[::4]
+    views: Any = _head(buffers[1], 16 * len(array))
+    lengths = np.frombuffer(views, "<i4")[::4]
     used = int(lengths[lengths > 12].sum(dtype=np.int64))
     return array if held <= 2 * used + COMPACT_BYTES else array.cast(offsets_type).cast(array.type)
 
@@ -227,7 +262,12 @@ def _stream(array: ArrowArray) -> Deferred:
 
 # -- written in place --------------------------------------------------------------------------------------
 
-_INTEGERS = {pa.lib.Type_DATE32: "<i4", pa.lib.Type_DATE64: "<i8", pa.lib.Type_TIME32: "<i4", pa.lib.Type_TIME64: "<i8"}
+_INTEGERS = {
+    pa.lib.Type_DATE32: "<i4",
+    pa.lib.Type_DATE64: "<i8",
+    pa.lib.Type_TIME32: "<i4",
+    pa.lib.Type_TIME64: "<i8",
+}
 _TIMES = {pa.lib.Type_TIMESTAMP: "<M8", pa.lib.Type_DURATION: "<m8"}
 
 
@@ -239,17 +279,33 @@ def numpy_dtype(arrow_type: ArrowType) -> np.dtype[Any] | None:
         return np.dtype(_INTEGERS[arrow_type.id])
     if arrow_type.id in _TIMES:
         return np.dtype(f"{_TIMES[arrow_type.id]}[{arrow_type.unit}]")
-    return np.dtype(arrow_type.to_pandas_dtype())
+    dtype: np.dtype[Any] = np.dtype(arrow_type.to_pandas_dtype())
+    return dtype
 
 
-def unpack(bits: Buffer, length: int) -> Any:
-    """Arrow's bits as bytes of 0 and 1."""
-    return np.unpackbits(np.frombuffer(bits, np.uint8), count=length, bitorder="little")
+def view(pin: PinLike, index: int, dtype: Any, length: int) -> Array:
+    """The first items of a buffer, in place."""
+    return np.ndarray(length, dtype, buffer=pin.buffer(index))
 
 
-def pack(booleans: Any, bits: Buffer) -> None:
+def bit_bytes(length: int) -> int:
+    """How many bytes so many bits take."""
+    return (length + 7) // 8
+
+
+def unpack(pin: PinLike, index: int, length: int) -> Array:
+    """The bits of a buffer as bytes of 0 and 1."""
+    return np.unpackbits(view(pin, index, np.uint8, bit_bytes(length)), count=length, bitorder="little")
+
+
+def pack(booleans: Array, pin: PinLike, index: int) -> None:
     """The reverse, into place."""
-    np.frombuffer(bits, np.uint8)[:] = np.packbits(booleans, bitorder="little")
+    view(pin, index, np.uint8, bit_bytes(len(booleans)))[:] = np.packbits(booleans, bitorder="little")
+
+
+def set_null_count(pin: PinLike, nulls: int) -> None:
+    """Of a flat column."""
+    view(pin, FLAT_STATE, _state, 1)[0] = nulls
 
 
 # -- out of a block ----------------------------------------------------------------------------------------
@@ -257,7 +313,9 @@ def pack(booleans: Any, bits: Buffer) -> None:
 
 def open_column(pin: PinLike, arrow_type: ArrowType) -> ArrowArray:
     """The array over a column's block: read-only views that hold the pin."""
-    return build(arrow_type, _decoder.decode(pin.meta), lambda index: pa.py_buffer(borrowed(pin, index, False)))
+    return build(
+        arrow_type, _decoder.decode(pin.meta), lambda index: pa.py_buffer(borrowed(pin, index, False))
+    )
 
 
 def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> ArrowArray:

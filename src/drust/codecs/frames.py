@@ -31,7 +31,8 @@ def to_arrow(frame: pl.DataFrame) -> Any:
 
 def from_arrow(table: Any) -> pl.DataFrame:
     """The frame over a table's memory, chunks as they are."""
-    frame: Any = pl.from_arrow(table, rechunk=False)
+    anything: Any = pl.from_arrow(table, rechunk=False)  # polars' type does not say which of its two
+    frame: pl.DataFrame = anything
     if frame.columns != table.column_names:  # polars names a column without a name
         frame.columns = table.column_names
     return frame
