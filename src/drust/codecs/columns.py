@@ -14,6 +14,7 @@ slice is written. Types that we have no layout for (unions, runs, list views) ar
 Rejected: the whole frame as one IPC stream (one block: nothing can be written, moved or fetched apart).
 """
 
+import importlib
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -34,12 +35,13 @@ Node: TypeAlias = tuple[int, int, list[int], list[Any]]
 ArrowArray: TypeAlias = Any
 ArrowType: TypeAlias = Any
 
+_types: Any = importlib.import_module("pyarrow.lib")  # compiled, and nothing describes it
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder()
 _state = np.dtype("<i8")
 
 _FLAT = frozenset(
-    getattr(pa.lib, f"Type_{name}")
+    getattr(_types, f"Type_{name}")
     for name in [
         "BOOL",
         "INT8",
@@ -62,7 +64,7 @@ _FLAT = frozenset(
     ]
 )
 _FIXED = frozenset(
-    getattr(pa.lib, f"Type_{name}")
+    getattr(_types, f"Type_{name}")
     for name in [
         "DECIMAL32",
         "DECIMAL64",
@@ -73,13 +75,13 @@ _FIXED = frozenset(
     ]
 )
 _STRINGS = {
-    pa.lib.Type_STRING: 4,
-    pa.lib.Type_BINARY: 4,
-    pa.lib.Type_LARGE_STRING: 8,
-    pa.lib.Type_LARGE_BINARY: 8,
+    _types.Type_STRING: 4,
+    _types.Type_BINARY: 4,
+    _types.Type_LARGE_STRING: 8,
+    _types.Type_LARGE_BINARY: 8,
 }
-_VIEWS = {pa.lib.Type_STRING_VIEW: pa.large_string(), pa.lib.Type_BINARY_VIEW: pa.large_binary()}
-_LISTS = {pa.lib.Type_LIST: 4, pa.lib.Type_LARGE_LIST: 8, pa.lib.Type_MAP: 4}
+_VIEWS = {_types.Type_STRING_VIEW: pa.large_string(), _types.Type_BINARY_VIEW: pa.large_binary()}
+_LISTS = {_types.Type_LIST: 4, _types.Type_LARGE_LIST: 8, _types.Type_MAP: 4}
 
 
 def is_flat(arrow_type: ArrowType) -> bool:
@@ -110,7 +112,7 @@ class Column(NamedTuple):
         each export.
         """
         kind = self.array.type
-        return kind.id == pa.lib.Type_DICTIONARY and bool(open_column(pin, kind).equals(self.array))
+        return kind.id == _types.Type_DICTIONARY and bool(open_column(pin, kind).equals(self.array))
 
     def encode(self) -> Encoded:
         """The block. Copies nothing but slices, to be whole."""
@@ -123,7 +125,7 @@ def key_of(array: ArrowArray) -> Hashable:
     """What tells one array's memory from all others that are alive."""
     places = tuple(0 if buffer is None else buffer.address for buffer in array.buffers())
     kind = array.type
-    deep = key_of(array.dictionary) if kind.id == pa.lib.Type_DICTIONARY else None
+    deep = key_of(array.dictionary) if kind.id == _types.Type_DICTIONARY else None
     return kind.id, len(array), array.offset, places, deep
 
 
@@ -139,7 +141,7 @@ def add(array: ArrowArray, parts: list[Part], *, flat: bool = True) -> Node:
         return _add_flat(array, parts) if flat else _node(array, parts, [_values(array)])
     if number in _FIXED:
         return _node(array, parts, [_values(array)])
-    if number == pa.lib.Type_NA:
+    if number == _types.Type_NA:
         return length, length, [], []
     if number in _STRINGS:
         offsets, first, last = _offsets(array, _STRINGS[number])
@@ -155,13 +157,13 @@ def add(array: ArrowArray, parts: list[Part], *, flat: bool = True) -> Node:
         offsets, first, last = _offsets(array, _LISTS[number])
         if first:
             return add(pa.concat_arrays([array]), parts, flat=flat)
-        values = _map_entries(array) if number == pa.lib.Type_MAP else array.values
+        values = _map_entries(array) if number == _types.Type_MAP else array.values
         return _node(array, parts, [offsets], [values.slice(0, last)])
-    if number == pa.lib.Type_FIXED_SIZE_LIST:
+    if number == _types.Type_FIXED_SIZE_LIST:
         return _node(array, parts, [], [array.values.slice(0, length * kind.list_size)])
-    if number == pa.lib.Type_STRUCT:
+    if number == _types.Type_STRUCT:
         return _node(array, parts, [], [array.field(index) for index in range(kind.num_fields)])
-    if number == pa.lib.Type_DICTIONARY:
+    if number == _types.Type_DICTIONARY:
         return _node(array, parts, [_values(array.indices)], [array.dictionary])
     parts.append(_stream(array))
     return length, STREAM, [len(parts) - 1], []
@@ -263,12 +265,12 @@ def _stream(array: ArrowArray) -> Deferred:
 # -- written in place --------------------------------------------------------------------------------------
 
 _INTEGERS = {
-    pa.lib.Type_DATE32: "<i4",
-    pa.lib.Type_DATE64: "<i8",
-    pa.lib.Type_TIME32: "<i4",
-    pa.lib.Type_TIME64: "<i8",
+    _types.Type_DATE32: "<i4",
+    _types.Type_DATE64: "<i8",
+    _types.Type_TIME32: "<i4",
+    _types.Type_TIME64: "<i8",
 }
-_TIMES = {pa.lib.Type_TIMESTAMP: "<M8", pa.lib.Type_DURATION: "<m8"}
+_TIMES = {_types.Type_TIMESTAMP: "<M8", _types.Type_DURATION: "<m8"}
 
 
 def numpy_dtype(arrow_type: ArrowType) -> np.dtype[Any] | None:
@@ -331,9 +333,9 @@ def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> 
         validity = buffer(FLAT_VALIDITY) if nulls else None
         return pa.Array.from_buffers(arrow_type, length, [validity, buffer(FLAT_VALUES)], nulls)
     buffers = [None if place == NO_BUFFER else buffer(place) for place in places]
-    if arrow_type.id == pa.lib.Type_NA:
+    if arrow_type.id == _types.Type_NA:
         return pa.nulls(length)
-    if arrow_type.id == pa.lib.Type_DICTIONARY:
+    if arrow_type.id == _types.Type_DICTIONARY:
         dictionary = build(arrow_type.value_type, below[0], buffer)
         return pa.DictionaryArray.from_buffers(arrow_type, length, buffers, dictionary, nulls)
     types = _types_below(arrow_type)
@@ -342,8 +344,8 @@ def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> 
 
 
 def _types_below(kind: ArrowType) -> list[ArrowType]:
-    if kind.id == pa.lib.Type_MAP:
+    if kind.id == _types.Type_MAP:
         return [pa.struct([kind.key_field.with_nullable(False), kind.item_field])]
-    if kind.id == pa.lib.Type_STRUCT:
+    if kind.id == _types.Type_STRUCT:
         return [kind.field(index).type for index in range(kind.num_fields)]
     return [kind.value_type] if kind.num_fields else []
