@@ -191,4 +191,4 @@ def test_categories_are_compared_by_value() -> None:
     other = pl.DataFrame({"c": pl.Series(["u", "v", "v"], dtype=pl.Categorical)})
     (changed,) = [child for child, _ in encode(other).children]
     assert not changed.equals(pin.tied[0])
-    assert not Column(pa.array([1])).equals(pin.tied[0])
+    assert not Column((pa.array([1]),)).equals(pin.tied[0])

@@ -219,6 +219,32 @@ def blocks() -> int:
     return drust.runtime.current().live_blocks()
 
 
+def test_chunks_become_one_row_group_and_appended_rows_stay_another(one_server: Session) -> None:
+    strings = pl.DataFrame(
+        {"s": ["a" * 20, None], "c": pl.Series(["u", "v"], dtype=pl.Categorical), "x": [1, None]}
+    )
+    other = pl.DataFrame(
+        {"s": ["b", "c" * 30], "c": pl.Series(["w", "u"], dtype=pl.Categorical), "x": [3, 4]}
+    )
+    whole = pl.concat([strings, other, strings], rechunk=False)
+    box = Box(whole)
+    assert len(pointers(box)) == 3
+    frames.append(box, pl.concat([other, strings], rechunk=False))
+    before = pointers(box)
+    assert len(before) == 6
+    with box.borrow_mut() as frame:
+        assert frame.n_chunks() == 2
+        frame.replace_column(2, frame["x"] + 1)
+        frame.vstack(other, in_place=True)
+    del frame
+    after = pointers(box)
+    assert len(after) == 9
+    assert after[0] == before[0]
+    expected = pl.concat([whole, other, strings]).with_columns(pl.col("x") + 1).vstack(other)
+    with box.borrow() as frame:
+        polars.testing.assert_frame_equal(frame, expected, categorical_as_str=True)
+
+
 def test_a_private_frame_is_not_encoded(one_server: Session, counting: type[Counters]) -> None:
     counters = counting(one_server)
     box = Box(wide())

@@ -251,9 +251,9 @@ class MissingColumnError(OwnershipError, KeyError):
     advice = "Name one that it has once; add a column with borrow_mut() or replace()."
 
     object: str = "the frame"
-    column: str = ""
+    column: str = "a name"
     columns: tuple[str, ...] = ()
-    count: int | str = "no"
+    count: int = 0
 
 
 class ColumnKindError(OwnershipError, TypeError):
@@ -263,8 +263,8 @@ class ColumnKindError(OwnershipError, TypeError):
     advice = "Replace the whole column: borrow_mut() the frame, or box.replace(frame.with_columns(...))."
 
     object: str = "the frame"
-    column: str = ""
-    kind: str = ""
+    column: str = "a name"
+    kind: str = "of variable size"
 
 
 class RowGroupError(OwnershipError, IndexError):
@@ -274,8 +274,8 @@ class RowGroupError(OwnershipError, IndexError):
     advice = "Name one with row_group=, counted from 0, or merge them: box.replace(frame.rechunk())."
 
     object: str = "the frame"
-    column: str = ""
-    row_groups: int | str = "several"
+    column: str = "a name"
+    row_groups: int = 0
     row_group: str = ""
 
 

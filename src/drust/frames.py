@@ -284,7 +284,7 @@ class ColumnMut:
         places = schema.get_all_field_indices(self._name)
         if len(places) != 1:
             raise MissingColumnError(
-                object=label, column=self._name, columns=tuple(schema.names), count=len(places) or "no"
+                object=label, column=self._name, columns=tuple(schema.names), count=len(places)
             )
         kind = schema.field(places[0]).type
         dtype = columns.numpy_dtype(kind)
@@ -417,7 +417,7 @@ calls.lend_columns(ColumnMut)
 def append(
     box: "_core.Box[Any]", rows: "pl.DataFrame | pa.Table | pa.RecordBatch", timeout: float | None = None
 ) -> None:
-    """Adds rows to a frame in a Box, as one row group more (as many as `rows` has chunks).
+    """Adds rows to a frame in a Box, as one row group more.
 
     Nothing of what is there is copied, and copies of it elsewhere stay good: the new columns are written, and
     the parent block that names all.
@@ -439,6 +439,8 @@ def append(
     turn.begin(timeout)
     try:
         encoded = codecs.encode(rows)
+        if encoded.codec in codecs.GROUPS and arrow.is_frame(encoded.meta):
+            encoded = arrow.regroup(encoded)
         layout = turn.layout
         label = str(box._state()["label"])
         is_same_kind = (

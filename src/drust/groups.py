@@ -78,6 +78,9 @@ def write_parent(encoded: Encoded, parts: Sequence[Part], flags: Sequence[int]) 
 
 def write(encoded: Encoded) -> _core.Pin:
     """A value whose children are all tied: a copy of each buffer, no message."""
+    from drust.codecs import arrow
+
+    encoded = arrow.regroup(encoded)
     tied = [child for child, _ in encoded.children]
     parts = [write_part(column.encode()) for column in tied]
     parent = write_parent(encoded, parts, [TIED] * len(parts))
@@ -90,7 +93,10 @@ def rewrite(encoded: Encoded, old: _core.Pin) -> _core.Pin:
 
     `old` itself if nothing changed. A block is taken once: a column that is there twice gets two.
     """
+    from drust.codecs import arrow
+
     parts = open_parts(old)
+    encoded = arrow.regroup(encoded, arrow.read_layout(old.meta).lengths)
     known = _known(old, parts)
     taken: set[int] = set()
     tied = [child for child, _ in encoded.children]

@@ -30,6 +30,7 @@ _COLUMN = "0"
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder()
 _MARK_FRAME, _MARK_COLUMN = 0, 1
+_OFFSETS_MAX = 2**31 - 1
 
 
 class FrameLayout(msgspec.Struct, array_like=True, frozen=True):
@@ -64,8 +65,37 @@ def write_layout(layout: FrameLayout) -> bytes:
 def encode_batches(codec: int, kind: str, schema: Schema, batches: Sequence[Any]) -> Encoded:
     """The parent and its columns. Copies nothing."""
     layout = FrameLayout(kind, [batch.num_rows for batch in batches], schema.serialize().to_pybytes())
-    children = [(Column(column), TIED) for batch in batches for column in batch.columns]
+    children = [(Column((column,)), TIED) for batch in batches for column in batch.columns]
     return Encoded(codec, write_layout(layout), [], children)
+
+
+def regroup(encoded: Encoded, kept: Sequence[int] = ()) -> Encoded:
+    """Merges the chunks that a reader or a join happened to leave into one row group.
+
+    Row groups are what appending makes: those of the version before (`kept`, their lengths) stay as they are,
+    if the frame still begins with them. What is merged is joined a column at a time, when that is written.
+    """
+    layout = read_layout(encoded.meta)
+    lengths = layout.lengths
+    first = len(kept) if lengths[: len(kept)] == list(kept) else 0
+    if len(lengths) - first < 2 or not encoded.children or _is_too_long(encoded, first):
+        return encoded
+    width = len(encoded.children) // len(lengths)
+    loose = [child.chunks for child, _ in encoded.children[first * width :]]
+    merged = [
+        (Column(tuple(chunk for chunks in loose[place::width] for chunk in chunks)), TIED)
+        for place in range(width)
+    ]
+    meta = write_layout(msgspec.structs.replace(layout, lengths=[*lengths[:first], sum(lengths[first:])]))
+    return Encoded(encoded.codec, meta, [], [*encoded.children[: first * width], *merged])
+
+
+def _is_too_long(encoded: Encoded, first: int) -> bool:
+    """Whether strings with offsets of 4 bytes could have more data than those can tell."""
+    total = sum(child.nbytes for child, _ in encoded.children)
+    return total > _OFFSETS_MAX and any(
+        columns.has_small_offsets(child.chunks[0].type) for child, _ in encoded.children
+    )
 
 
 def open_batches(pin: PinLike, child: Callable[[int], Any]) -> tuple[FrameLayout, Schema, list[Any]]:

@@ -89,36 +89,52 @@ def is_flat(arrow_type: ArrowType) -> bool:
     return arrow_type.id in _FLAT
 
 
+def has_small_offsets(arrow_type: ArrowType) -> bool:
+    """Whether offsets of 4 bytes are anywhere in it: then its data has at most 2 GiB."""
+    below = [arrow_type.field(index).type for index in range(arrow_type.num_fields)]
+    mine = _STRINGS.get(arrow_type.id) == 4 or _LISTS.get(arrow_type.id) == 4
+    return mine or any(map(has_small_offsets, below))
+
+
 # -- into a block ------------------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
     """A column that is to become a block tied to its frame's: encoded only if no block holds it already."""
 
-    array: ArrowArray
+    chunks: tuple[ArrowArray, ...]  # at least one; become one array
 
     @property
     def nbytes(self) -> int:
         """About as many bytes as its block will have."""
-        return int(self.array.nbytes)
+        return sum(int(chunk.nbytes) for chunk in self.chunks)
 
     @property
     def key(self) -> Hashable:
         """Equal for arrays that are the same memory; only while both are alive."""
-        return key_of(self.array)
+        return key_of(self.chunks[0]) if len(self.chunks) == 1 else tuple(map(key_of, self.chunks))
 
     def equals(self, pin: PinLike) -> bool:
         """Whether a block holds the same values: looked at only for categories, which polars makes anew at
         each export.
         """
-        kind = self.array.type
-        return kind.id == _types.Type_DICTIONARY and bool(open_column(pin, kind).equals(self.array))
+        kind = self.chunks[0].type
+        is_looked_at = kind.id == _types.Type_DICTIONARY and len(self.chunks) == 1
+        return is_looked_at and bool(open_column(pin, kind).equals(self.chunks[0]))
 
     def encode(self) -> Encoded:
-        """The block. Copies nothing but slices, to be whole."""
+        """The block. Copies nothing but slices, to be whole, and chunks, to be one."""
         parts: list[Part] = []
-        node = add(self.array, parts)
+        node = add(self._joined(), parts)
         return Encoded(COLUMN, _encoder.encode(node), parts)
+
+    def _joined(self) -> ArrowArray:
+        if len(self.chunks) == 1:
+            return self.chunks[0]
+        chunked = pa.chunked_array(self.chunks)
+        if chunked.type.id == _types.Type_DICTIONARY:
+            chunked = chunked.unify_dictionaries()
+        return chunked.combine_chunks()
 
 
 def key_of(array: ArrowArray) -> Hashable:
