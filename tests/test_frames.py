@@ -151,6 +151,23 @@ def take_and_return(box: Box[pl.DataFrame]) -> Box[pl.DataFrame]:
     return box
 
 
+def test_a_frame_that_was_kept_stays_as_it_was(one_server: Session) -> None:
+    original = small()
+    box = Box(original)
+    kept = [original]
+    for factor in (2, 3):
+        with box.borrow() as frame:
+            kept.append(frame)
+        with box.borrow_mut() as frame:
+            frame.replace_column(0, frame["i"] * factor)
+        box._publish()
+    twin = box.clone()
+    with twin.borrow_mut() as frame:
+        frame.replace_column(0, frame["i"] * 0)
+    assert [each["i"].sum() for each in kept] == [4950, 4950, 9900]
+    assert (read(box)["i"].sum(), read(twin)["i"].sum()) == (29700, 0)
+
+
 # -- what is left in the heap ------------------------------------------------------------------------------
 
 

@@ -176,6 +176,11 @@ void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions);
 // Tells the lend above that it can no longer be rolled back, if `actions` say so. False with an error set.
 [[nodiscard]] bool forbid_rollback(BoxObject* box, protocol::Actions actions);
 
+// -- shallow.cpp: values whose memory is never written
+[[nodiscard]] bool is_shallow_value(PyObject* value) noexcept;
+// Before such a value is changed: who kept it keeps it as it was. False with an error set.
+[[nodiscard]] bool separate_value(BoxObject* box);
+
 // -- waiting.cpp
 // -------------------------------------------------------------------------------------------------- Wakes
 // those who wait for any borrow to end; a load when nobody does.
@@ -244,5 +249,6 @@ void count_borrow(bool is_mutable) noexcept;
 [[nodiscard]] bool register_guards(PyObject* module);
 [[nodiscard]] bool register_find_boxes(PyObject* module);
 [[nodiscard]] bool register_waiting(PyObject* module);
+[[nodiscard]] bool register_shallow(PyObject* module);
 
 }  // namespace drust::bind

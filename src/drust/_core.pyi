@@ -466,3 +466,8 @@ class RefMut(Generic[T]):
 
 def find_boxes(value: object, budget: int, /) -> list[Box[Any]]:
     """The Boxes inside a value, looking at no more than `budget` objects."""
+
+def add_shallow_type(kind: type, /) -> None:
+    """
+    add_shallow_type(class): its values never write their memory, and .clone() copies none of it.
+    """

@@ -75,7 +75,14 @@ def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
             runtime.count("blocks_copied")
             runtime.count("bytes_copied", value.nbytes)
             return codecs.decode(pin), pin, True
+    _note_kind(value)
     return value, None, False
+
+
+def _note_kind(value: object) -> None:
+    """Frames and series are changed as objects, never in their memory: who kept one keeps a shallow copy."""
+    if type(value).__module__.startswith("polars.") and hasattr(value, "clone"):
+        _core.add_shallow_type(type(value))
 
 
 def _publish(box: "_core.Box[Any]") -> _core.Pin:
@@ -179,6 +186,7 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
 
     block = _PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
+    _note_kind(value)
     box._install(value, source, False, writable)
     if owns_children and writable and source.children:
         source.set_release(FREE_SHALLOW)
@@ -194,7 +202,9 @@ def _materialise_group(box: "_core.Box[Any]", source: _core.Pin, writable: bool)
     if writable and not is_here:
         source = groups.move_parts(source)
     parts = groups.open_parts(source) if is_here or writable else groups.fetch_parts(source)
-    box._install(codecs.decode(source, False, parts.__getitem__), source, False, writable)
+    value = codecs.decode(source, False, parts.__getitem__)
+    _note_kind(value)
+    box._install(value, source, False, writable)
 
 
 def hold(

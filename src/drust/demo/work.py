@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 import drust
-from drust import Box, Ref
+from drust import Box
 from drust.demo import flights
 from drust.demo.flights import Codes, Mask, Minutes
 
@@ -64,7 +64,7 @@ def load_frame(path: Path, part: int, parts: int) -> Box[pl.DataFrame]:
     return Box(frame[flights.share(frame.height, part, parts)])
 
 
-def late_carriers(frame: Ref[pl.DataFrame]) -> list[float]:
+def late_carriers(frame: pl.DataFrame) -> list[float]:
     """The mean arrival delay of each carrier, by name: polars itself on the frame that was lent."""
     means = frame.group_by("carrier").agg(pl.col("arr_delay").mean()).sort("carrier")
     return means["arr_delay"].to_list()
