@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import drust
 from drust import Box, Ref, RefMut, Session, StaleViewWarning, frames
+from drust.errors import RowGroupError
 
 
 def start(rows: int) -> pl.DataFrame:
@@ -82,21 +83,23 @@ class Program:
         self.kept.clear()
 
     def column_here(self, server: int) -> None:
-        self._column(lambda column: add_one(column), "a")
+        self._column(add_one, "a")
         self.plain = self.plain.with_columns(pl.col("a") + 1)
 
     def hide_here(self, server: int) -> None:
-        self._column(lambda column: hide_first(column), "b")
+        self._column(hide_first, "b")
         self._hide("b")
 
     def _column(self, change: Callable[[Any], None], name: str) -> None:
-        with self.box.borrow() as frame:
-            groups = frame.n_chunks()
-        del frame
-        for group in range(groups) if change is add_one or name == "a" else (0,):
-            with self.box.column_mut(name, row_group=group) as pair:
+        try:
+            with self.box.column_mut(name) as pair:
                 change(pair)
                 del pair
+        except RowGroupError as several:
+            for group in range(several.row_groups) if change is add_one else (0,):
+                with self.box.column_mut(name, row_group=group) as pair:
+                    change(pair)
+                    del pair
 
     def _hide(self, name: str) -> None:
         first = pl.int_range(pl.len()) == 0
