@@ -52,10 +52,11 @@ class _Turn:
     end like a task's.
     """
 
-    def __init__(self, box: "_core.Box[Any]", purpose: str) -> None:
+    def __init__(self, box: "_core.Box[Any]", purpose: str, depth: int) -> None:
+        """`depth`: callers between this and the one whose line errors name."""
         self._box = box
         self.purpose = purpose
-        caller = sys._getframe(3 if purpose.startswith("column") else 2)
+        caller = sys._getframe(depth + 1)
         self._place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
         self._source: _core.Pin | None = None
         self.parts: list[_core.Pin] = []
@@ -179,7 +180,7 @@ class ColumnMut:
     def __init__(
         self, box: "_core.Box[Any]", name: str, row_group: int | None, timeout_s: float | None
     ) -> None:
-        self._turn = _Turn(box, f"column_mut({name!r})")
+        self._turn = _Turn(box, f"column_mut({name!r})", 2)
         self._box = box
         self._name = name
         self._row_group = row_group
@@ -435,7 +436,7 @@ def append(
     Cost: no message for a frame of this server: one copy of `rows`, and 32 bytes a column and row group for
     the parent. A frame of another server is moved here first: 2 reads and 1 free.
     """
-    turn = _Turn(box, "append()")
+    turn = _Turn(box, "append()", 1)
     turn.begin(timeout)
     try:
         encoded = codecs.encode(rows)
