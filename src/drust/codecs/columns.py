@@ -331,9 +331,19 @@ def set_null_count(pin: PinLike, nulls: int) -> None:
 
 def open_column(pin: PinLike, arrow_type: ArrowType) -> ArrowArray:
     """The array over a column's block: read-only views that hold the pin."""
-    return build(
-        arrow_type, _decoder.decode(pin.meta), lambda index: pa.py_buffer(borrowed(pin, index, False))
-    )
+
+    def buffer(index: int) -> Buffer:
+        return pa.py_buffer(borrowed(pin, index, False))
+
+    length, nulls, places, below = _decoder.decode(pin.meta)
+    if nulls != IN_BUFFER:
+        return build(arrow_type, (length, nulls, places, below), buffer)
+    # Most columns, and thousands of them in a wide frame: as few steps as can be.
+    nulls = int.from_bytes(pin.buffer(FLAT_STATE), "little")
+    validity = buffer(FLAT_VALIDITY) if nulls else None
+    storage = arrow_type.storage_type if isinstance(arrow_type, pa.BaseExtensionType) else arrow_type
+    array = pa.Array.from_buffers(storage, length, [validity, buffer(FLAT_VALUES)], nulls)
+    return array if storage is arrow_type else pa.ExtensionArray.from_storage(arrow_type, array)
 
 
 def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> ArrowArray:
@@ -344,10 +354,6 @@ def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> 
     if nulls == STREAM:
         with pa.ipc.open_stream(buffer(places[0])) as reader:
             return reader.read_next_batch().column(0)
-    if nulls == IN_BUFFER:
-        nulls = int(np.frombuffer(buffer(FLAT_STATE), _state)[0])
-        validity = buffer(FLAT_VALIDITY) if nulls else None
-        return pa.Array.from_buffers(arrow_type, length, [validity, buffer(FLAT_VALUES)], nulls)
     buffers = [None if place == NO_BUFFER else buffer(place) for place in places]
     if arrow_type.id == _types.Type_NA:
         return pa.nulls(length)
