@@ -29,7 +29,7 @@ enum class Operation : std::uint8_t {
   ping,
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   read_blocks,  // body: BlockItem[n], n <= kBlocksPerReadMax; reply body: as many times a whole block and its
-                // Trailer, in this order; a block that is gone is zeros and Code::stale
+                // Trailer, in this order; a block that went while it was served has Code::stale there
   count_,
 };
 

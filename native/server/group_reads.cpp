@@ -1,10 +1,12 @@
 // Reading several blocks with one request: the children tied to a parent, which travel together.
 //
-// The reply has the length that was asked for, whatever happens: a block that is gone by its turn is zeros and
-// a trailer that says so, and the reader enters none of it. Each is opened when its turn comes, so that a long
+// A list with a block that is not there is refused. Once the answer has begun it has the length that was
+// asked for, whatever happens: a block that is gone by its turn is zeros and a trailer that says so, and the
+// reader enters none of it. Each is opened when its turn comes, so that a long
 // answer holds on to no version. Rejected: one request a block, pipelined (a peer that sends without reading
 // fills both sockets, and the server would stand still).
 #include <cstring>
+#include <utility>
 
 #include "server/operations.hpp"
 #include "server/snapshot.hpp"
@@ -15,7 +17,7 @@ Answer Operations::read_blocks(std::span<const std::byte> items) {
   Answer answer;
   std::vector<wire::BlockItem> wanted(items.size() / sizeof(wire::BlockItem));
   std::memcpy(static_cast<void*>(wanted.data()), items.data(), wanted.size() * sizeof(wire::BlockItem));
-  answer.kind = Answer::Kind::group;
+  std::vector<GlobalPointer> blocks;
   std::uint64_t total_bytes = 0;
   for (const wire::BlockItem& item : wanted) {
     answer.status = wire::check(item, server());
@@ -27,8 +29,17 @@ Answer Operations::read_blocks(std::span<const std::byte> items) {
       answer.kind = Answer::Kind::malformed;
       return answer;
     }
-    answer.blocks.push_back({Address(item.address), item.colour, item.extent_bytes});
+    blocks.push_back({Address(item.address), item.colour, item.extent_bytes});
   }
+  for (const GlobalPointer& block : blocks) {  // else a peer could ask for any number of zeros
+    const Result<heap::Block> found = heap_.partition().find(block.address, block.colour);
+    answer.status = found.ok() ? Status() : found.status();
+    if (found.ok() && found.value().header().extent_bytes != block.extent_bytes)
+      answer.status = Status(Code::bad_request, "a block has another extent");
+    if (!answer.status.ok()) return answer;  // with its sentence, and nothing to serve
+  }
+  answer.kind = Answer::Kind::group;
+  answer.blocks = std::move(blocks);
   return answer;
 }
 
