@@ -1,12 +1,17 @@
 """Stand-ins for the native heap: blocks in a bytearray, with the views and lifetimes of real pins."""
 
 import ctypes
+import itertools
 import weakref
 from typing import Any
 
-from drust.codecs import Encoded, decode, encode, write
+from drust.codecs import GROUPS, Encoded, decode, encode, write
 
 ALIGNMENT = 64
+
+
+_numbers = itertools.count()
+_orphans: dict[int, "FakePin"] = {}  # columns whose frame is not written yet
 
 
 class FakePin:
@@ -17,6 +22,7 @@ class FakePin:
         self.buffer_count = len(sizes)
         self.nbytes = sum(sizes)
         self.writable = True
+        self.tied = [_orphans.pop(child[0]) for child in children] if codec in GROUPS else []
         self._buffers = [self._allocate(size) for size in sizes]
 
     @staticmethod
@@ -35,7 +41,8 @@ class FakePin:
         return view if self.writable else view.toreadonly()
 
     def contains(self, address: int) -> bool:
-        for memory in self._buffers:
+        """Whether it, or a block tied to it, holds that byte."""
+        for memory in [part for pin in (self, *self.tied) for part in pin._buffers]:
             if memory.nbytes:
                 start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
                 if start <= address < start + memory.nbytes:
@@ -89,8 +96,16 @@ class FakeBox:
         raise AssertionError("a Box is never pickled itself")
 
 
-def pointer_of(box: FakeBox, flags: int) -> tuple[int, int, int, int]:
-    return (box.number, 1, 64, flags)
+def pointer_of(child: Any, flags: int) -> tuple[int, int, int, int]:
+    if isinstance(child, FakeBox):
+        return (child.number, 1, 64, flags)
+    number = next(_numbers)
+    _orphans[number] = put(child.encode())
+    return (number, 1, 64, flags)
+
+
+def child_of(pin: FakePin, index: int) -> Any:
+    return pin.tied[index] if pin.codec in GROUPS else FakeBox(pin.children[index][0])
 
 
 def pinned(value: Any) -> FakePin:
@@ -105,7 +120,7 @@ def put(encoded: Encoded) -> FakePin:
 def opened(pin: FakePin, writable: bool = False) -> Any:
     """The value in a block, borrowed shared or mutably."""
     pin.writable = writable
-    return decode(pin, writable, lambda index: FakeBox(pin.children[index][0]))
+    return decode(pin, writable, lambda index: child_of(pin, index))
 
 
 def round_trip(value: Any, writable: bool = False) -> Any:

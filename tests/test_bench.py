@@ -383,6 +383,7 @@ def test_a_quick_run_measures_every_operation_of_the_cost_model(whole_run: dict[
         "remote-read-64m-native", "remote-read-64m", "cached-remote-read", "spawn", "spawn-pool",
         "spawn-remote",
         "one-server-program", "allocate-warm", "allocate-cold",
+        *(f"frame-{what}-{width}" for what in ("borrow", "encode", "column") for width in (10, 100, 1000)),
     } == set(whole_run)  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_chunks_stay_apart_and_in_the_block() -> None:
 
 def test_a_column_keeps_the_block_and_dropping_it_lets_go() -> None:
     pin = pinned(pl.DataFrame({"i": range(1000)}))
-    watch = weakref.ref(pin)
+    watch = weakref.ref(pin.tied[0])
     column = opened(pin)["i"].slice(5, 10)
     del pin
     gc.collect()

@@ -153,7 +153,7 @@ def test_the_numbers_of_the_format_have_not_moved() -> None:
     names = {number: codecs.codec_name(number) for number in range(1, 11)}
     assert names == {
         1: "pickle", 2: "numpy", 3: "bytes", 4: "bytearray", 5: "memoryview", 6: "array",
-        7: "arrow", 8: "polars", 9: "torch", 10: "codec 10",
+        7: "arrow", 8: "polars", 9: "torch", 10: "column",
     }  # fmt: skip
     assert (codecs.PICKLE, codecs.NDARRAY, codecs.BYTES, codecs.BYTEARRAY, codecs.MEMORYVIEW) == (
         1,

@@ -3,12 +3,14 @@
 import importlib.util
 import sys
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+import drust
 from drust.codecs import PICKLE, TORCH, is_in_place, registry
 from fake_pin import opened, pinned
 
@@ -31,7 +33,7 @@ class StandInTensor:
         return False
 
     def numpy(self) -> np.ndarray:
-        if self.dtype in ("torch.float8_e4m3fn", "torch.bfloat16"):
+        if self.dtype in ("torch.quint8", "torch.bfloat16"):
             raise TypeError("Got unsupported ScalarType")
         return self._array
 
@@ -140,7 +142,7 @@ def imitation(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         {"device": types.SimpleNamespace(type="cuda")},
         {"layout": "sparse"},
         {"requires_grad": True},
-        {"dtype": "torch.float8_e4m3fn"},
+        {"dtype": "torch.quint8"},
         {"is_conj": lambda: True},
         {"is_neg": lambda: True},
     ],
@@ -153,3 +155,64 @@ def test_what_is_not_plain_memory_is_left_to_pickle(imitation: Any, changes: dic
     assert codec.encode(tensor) is not None
     vars(tensor).update(changes)
     assert codec.encode(tensor) is None
+
+
+# -- with torch itself -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real() -> Any:
+    """torch, where it is installed: it is no dependency of the tests."""
+    return pytest.importorskip("torch")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "uint16", "uint64", "bool", "complex64", "int8"],
+)
+def test_every_dense_type_shares_the_block(real: Any, name: str) -> None:
+    dtype = getattr(real, name)
+    value = real.tensor([1, 0, 2, 1]).to(dtype)
+    pin = pinned(value)
+    back = opened(pin, writable=True)
+    assert (pin.codec, back.dtype) == (TORCH, dtype)
+    assert pin.contains(back.data_ptr())
+    assert real.equal(back.view(real.uint8), value.view(real.uint8))
+    back[0] = 0
+    assert opened(pin)[0].to(real.float32 if name != "complex64" else real.complex64) == 0
+
+
+def test_views_without_a_stride_of_one_come_back_equal(real: Any) -> None:
+    grid = real.arange(12.0).reshape(3, 4)
+    halves = grid.to(real.bfloat16).t()
+    for value in (grid.t(), grid[:, ::2], grid[1:, 1:], real.ones(3).expand(4, 3), halves):
+        back = opened(pinned(value))
+        assert real.equal(back, value)
+        assert back.shape == value.shape
+
+
+def test_gradients_parameters_and_sparse_tensors_are_pickled_and_stay_what_they_are(real: Any) -> None:
+    for value in (real.ones(3, requires_grad=True), real.nn.Parameter(real.ones(3)), real.eye(3).to_sparse()):
+        pin = pinned(value)
+        back = opened(pin)
+        assert pin.codec == PICKLE
+        assert type(back) is type(value)
+        assert back.requires_grad == value.requires_grad
+        assert real.equal(back.detach().to_dense(), value.detach().to_dense())
+
+
+def test_reading_a_tensor_warns_of_nothing(real: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert opened(pinned(real.ones(4))).sum() == 4
+
+
+def fill(tensor: Any) -> None:
+    tensor.fill_(7)
+
+
+def test_a_task_writes_a_tensor_where_it_lies(real: Any, one_server: Any) -> None:
+    box = drust.Box(real.zeros(300_000))
+    drust.spawn(fill, box.borrow_mut()).join()
+    with box.borrow() as tensor:
+        assert (tensor == 7).all()

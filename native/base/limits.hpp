@@ -52,6 +52,7 @@ inline constexpr std::uint16_t kProtocolVersion = 1;
 inline constexpr std::uint64_t kFrameBodyBytesMax = 1ULL << 40;
 inline constexpr std::uint64_t kControlBodyBytesMax = 16ULL << 20;  // bodies that are buffered whole before use
 inline constexpr std::uint32_t kFreesPerBatchMax = 64;
+inline constexpr std::uint32_t kBlocksPerReadMax = 256;  // received in one call: three pieces a block, IOV_MAX is 1024
 inline constexpr std::uint32_t kTokenBytes = 32;
 inline constexpr std::uint32_t kConnectTimeoutMs = 2000;
 inline constexpr std::uint32_t kPeerTimeoutMs = 4000;  // a cut cable or a stopped peer is an error after this

@@ -123,7 +123,9 @@ bool move_to_new_block(BoxObject* box, protocol::Actions actions) {
 // counts as a view. False with an error set (strict mode).
 bool leave_escaped_views(BoxObject* box, const Step& step) {
   bool leaves = (step.actions & protocol::kKeepForViews) != 0;
-  if (box->kind == Kind::live && !box->is_writable && !box->is_immutable) {
+  // A frame is never written over its columns: whoever does write one settles with the views of it.
+  const bool has_parts = box->pin != nullptr && pin_of(box)->parts != nullptr;
+  if (box->kind == Kind::live && !has_parts && !box->is_writable && !box->is_immutable) {
     const bool is_local = box->source != nullptr && box->source == box->pin;
     const bool is_named =
         Py_REFCNT(box->value) > 1;  // the whole value, by a name: a snapshot its holder knows of
@@ -303,6 +305,11 @@ PyObject* ensure_published(BoxObject* box) {
     Py_CLEAR(fresh);
   }
   if (fresh == nullptr) return nullptr;
+  if (fresh == box->pin) {  // nothing had changed: the same version
+    Py_DECREF(fresh);
+    box->is_outdated = false;
+    return box->pin;
+  }
   if (box->pin != nullptr &&
       !box->is_outdated) {  // another thread was faster, and may have handed its block out
     Py_DECREF(fresh);
@@ -313,13 +320,53 @@ PyObject* ensure_published(BoxObject* box) {
   return box->pin;
 }
 
+namespace {
+
+// The object's content is in another block now, and its children went with it: all of them, but for tied ones
+// that only the old version names. Those are freed with it.
+void leave_tied_children(const BoxObject* box, PinObject* old) {
+  const Runtime* runtime = current_runtime();
+  const GlobalPointer fresh = box->pin == nullptr ? GlobalPointer{} : pin_of(box)->pointer;
+  old->on_release = OnRelease::free_shallow;
+  if (runtime == nullptr || old->runtime != runtime) return;
+  if (runtime->partition->is_local(old->pointer.address)) {
+    if (runtime->heap->pass_on(old->pointer, fresh)) old->on_release = OnRelease::free_tree;
+  } else if (fresh.address.server() != old->pointer.address.server()) {
+    old->on_release = OnRelease::free_tied;  // a tied child lies on its parent's server: none is shared
+  } else {
+    old->on_release = OnRelease::nothing;
+    runtime->peers->free_tied_later(old->pointer, fresh);
+  }
+}
+
+}  // namespace
+
+bool settle_tied(BoxObject* box) {
+  if (box->pin == nullptr || pin_of(box)->parts == nullptr || hooks().settle == nullptr) return true;
+  const bool is_named = box->kind == Kind::live && Py_REFCNT(box->value) > 1;  // a snapshot its holder knows of
+  forget_value(box);
+  PyObject* fresh = PyObject_CallFunction(hooks().settle, "OO", as_object(box), is_named ? Py_True : Py_False);
+  if (fresh == nullptr) return false;
+  if (fresh == Py_None) {
+    Py_DECREF(fresh);
+    return true;
+  }
+  if (!is_pin(fresh)) {
+    PyErr_Format(PyExc_TypeError, "the settle hook returned %R, which is no Pin", fresh);
+    Py_DECREF(fresh);
+    return false;
+  }
+  leave_block(box, std::exchange(box->pin, fresh), protocol::kFreeOldBlock);
+  return true;
+}
+
 void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions) {
   if (old_pin == nullptr) return;
   const Owned old(old_pin);
   PinObject* pin = as_pin(old_pin);
   if (pin->on_release == OnRelease::free_tree || pin->on_release == OnRelease::free_shallow) {
     if ((actions & protocol::kFreeOldBlock) != 0) {
-      pin->on_release = OnRelease::free_shallow;  // its children went with the content
+      leave_tied_children(box, pin);
     } else if ((actions & protocol::kFreeTree) == 0) {
       pin->on_release = OnRelease::nothing;  // the lender frees it
     }

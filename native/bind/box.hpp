@@ -173,6 +173,9 @@ void end_shared(BoxObject* box, bool survivors) noexcept;
 // The Pin whose block holds the current value, encoded now if need be. Borrowed reference, or null with an
 // error set.
 [[nodiscard]] PyObject* ensure_published(BoxObject* box);
+// Before the block gets another owner or writer: views that this process still has of tied children (columns
+// of a frame) keep the old ones, and the block names copies. False with an error set.
+[[nodiscard]] bool settle_tied(BoxObject* box);
 // Drops the Escapes whose views have died; tells the protocol when none is left.
 void refresh_escapes(BoxObject* box);
 void forget_escapes(BoxObject* box) noexcept;
@@ -181,6 +184,11 @@ void forget_escapes(BoxObject* box) noexcept;
 void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions);
 // Tells the lend above that it can no longer be rolled back, if `actions` say so. False with an error set.
 [[nodiscard]] bool forbid_rollback(BoxObject* box, protocol::Actions actions);
+
+// -- shallow.cpp: values whose memory is never written
+[[nodiscard]] bool is_shallow_value(PyObject* value) noexcept;
+// Before such a value is changed: who kept it keeps it as it was. False with an error set.
+[[nodiscard]] bool separate_value(BoxObject* box);
 
 // -- waiting.cpp
 // -------------------------------------------------------------------------------------------------- Wakes
@@ -252,5 +260,6 @@ void count_borrow(bool is_mutable) noexcept;
 [[nodiscard]] bool register_guards(PyObject* module);
 [[nodiscard]] bool register_find_boxes(PyObject* module);
 [[nodiscard]] bool register_waiting(PyObject* module);
+[[nodiscard]] bool register_shallow(PyObject* module);
 
 }  // namespace drust::bind

@@ -97,6 +97,15 @@ PyObject* split(PyObject* self, PyObject* arguments, PyObject* keywords) {
   return split_mut(as_box(self), parts, axis);
 }
 
+// Frames are Python's: drust.frames knows what a column is.
+PyObject* column_mut(PyObject* self, PyObject* arguments, PyObject* keywords) {
+  const Owned frames(PyImport_ImportModule("drust.frames"));
+  const Owned function(frames ? PyObject_GetAttrString(frames.get(), "column_mut") : nullptr);
+  const Owned first(function ? PyTuple_Pack(1, self) : nullptr);
+  const Owned all(first ? PySequence_Concat(first.get(), arguments) : nullptr);
+  return all ? PyObject_Call(function.get(), all.get(), keywords) : nullptr;
+}
+
 PyObject* refuse_pickle(PyObject* self, PyObject*) {
   return set_box_conflict(
       as_box(self), "pickled",
@@ -130,6 +139,9 @@ PyMethodDef public_methods[] = {
     {"clone", clone, METH_NOARGS, "A second Box with a copy of the value."},
     {"into_inner", take, METH_NOARGS, "The value itself; the Box is used up."},
     {"replace", replace, METH_O, "replace(value): give it another value; the old one is dropped."},
+    {"column_mut", as_method(column_mut), METH_VARARGS | METH_KEYWORDS,
+     "column_mut(name, row_group=None, timeout=None) -> ColumnMut\n\nOne column of a frame, to be written in "
+     "place: `with box.column_mut(name) as (values, mask)`. See drust.frames."},
     {"split_mut", as_method(split), METH_VARARGS | METH_KEYWORDS,
      "split_mut(n, axis=0) -> list[RefMut]\n\nDisjoint mutable borrows of an array, cut along an axis."},
     {"__reduce_ex__", refuse_pickle, METH_O, "Refused: a Box has one owner."},

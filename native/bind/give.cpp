@@ -147,6 +147,10 @@ PyObject* give_away(BoxObject* box, EventKind event, bool encode, PyObject* wher
       return nullptr;
     }
   }
+  if (encode && !box->is_outdated && !settle_tied(box)) {
+    lower_ceiling(box);
+    return nullptr;
+  }
   Owned place(where == nullptr ? place_text("moved") : PyUnicode_FromFormat("moved at %U", where));
   if (!place) return nullptr;
   detach(box, step.actions);

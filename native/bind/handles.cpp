@@ -14,7 +14,7 @@ bool register_handles(PyObject* module) {
   if (PyArray_ImportNumPyAPI() < 0) return false;
   return register_hooks(module) && register_pin(module) && register_pin_buffer(module) &&
          register_revoked(module) && register_box(module) && register_guards(module) &&
-         register_find_boxes(module) && register_waiting(module);
+         register_find_boxes(module) && register_waiting(module) && register_shallow(module);
 }
 
 }  // namespace drust::bind

@@ -16,7 +16,7 @@ struct Named {
   const char* name;
   PyObject* Hooks::* member;
 };
-constexpr std::array<Named, 10> kNamed = {{{"adopt", &Hooks::adopt},
+constexpr std::array<Named, 11> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"materialise", &Hooks::materialise},
                                            {"publish", &Hooks::publish},
                                            {"clone", &Hooks::clone},
@@ -25,7 +25,8 @@ constexpr std::array<Named, 10> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"conflict", &Hooks::conflict},
                                            {"survivors", &Hooks::survivors},
                                            {"forbid_rollback", &Hooks::forbid_rollback},
-                                           {"queue_free", &Hooks::queue_free}}};
+                                           {"queue_free", &Hooks::queue_free},
+                                           {"settle", &Hooks::settle}}};
 
 PyObject* set_hooks(PyObject*, PyObject* arguments, PyObject* keywords) {
   if (PyTuple_GET_SIZE(arguments) != 0) {

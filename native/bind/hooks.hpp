@@ -23,6 +23,9 @@
 //     queue_free(box, pin, tree, pre_image)
 //         with the lend above, once it has committed, free the block (with all it owns: `tree`) if it belongs to the
 //         pre-image; else only what it shares with that
+//     settle(box, is_named) -> Pin | None
+//         the block is about to get another owner or writer: a parent that names copies of the tied children
+//         that this process still has views of; `is_named`: of the whole value, under a name
 #pragma once
 
 #include <Python.h>
@@ -42,6 +45,7 @@ struct Hooks {
   PyObject* survivors = nullptr;
   PyObject* forbid_rollback = nullptr;
   PyObject* queue_free = nullptr;
+  PyObject* settle = nullptr;
 };
 
 [[nodiscard]] const Hooks& hooks() noexcept;

@@ -62,7 +62,7 @@ bool lend_mutable(BoxObject* box, double timeout_s) {
   }
   const bool was_published = box->state.has(protocol::kPublished);
   if (!begin_write(box, {EventKind::LendMut}, timeout_s)) return false;
-  if (ensure_published(box) != nullptr) {
+  if (ensure_published(box) != nullptr && settle_tied(box)) {
     forget_value(box);  // the borrower changes it
     return true;
   }

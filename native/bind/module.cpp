@@ -11,6 +11,7 @@ namespace drust::bind {
 
 void register_runtime(nb::module_& module);
 void register_draft(nb::module_& module);
+void register_groups(nb::module_& module);
 void register_plane(nb::module_& module);
 void register_watch(nb::module_& module);
 void register_kill_points(nb::module_& module);
@@ -45,6 +46,10 @@ void release_block(const GlobalPointer& pointer, OnRelease action, std::uint32_t
     return;
   }
   const bool shallow = action == OnRelease::free_shallow;
+  if (action == OnRelease::free_tied && !runtime->partition->is_local(pointer.address)) {
+    runtime->peers->free_tied_later(pointer, {});
+    return;
+  }
   if (!runtime->partition->is_local(pointer.address)) {
     runtime->peers->free_later(pointer, shallow);
     return;
@@ -54,7 +59,11 @@ void release_block(const GlobalPointer& pointer, OnRelease action, std::uint32_t
     return;
   }
   std::vector<GlobalPointer> remote;
-  static_cast<void>(runtime->heap->free(pointer, remote));
+  if (action == OnRelease::free_tied) {
+    static_cast<void>(runtime->heap->free_tied(pointer, {}, remote));
+  } else {
+    static_cast<void>(runtime->heap->free(pointer, remote));
+  }
   for (const GlobalPointer& child : remote) runtime->peers->free_later(child, false);
 }
 
@@ -68,6 +77,7 @@ NB_MODULE(_core, module) {
   module.def("set_error_hook", &bind::set_error_hook, nanobind::arg("hook"));
   bind::register_runtime(module);
   bind::register_draft(module);
+  bind::register_groups(module);
   bind::register_plane(module);
   bind::register_watch(module);
   bind::register_kill_points(module);

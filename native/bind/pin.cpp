@@ -29,6 +29,8 @@ PinObject* new_pin(const GlobalPointer& pointer, OnRelease on_release) {
   pin->owner = nullptr;
   pin->holder = nullptr;
   pin->holder_index = 0;
+  pin->parts = nullptr;
+  pin->origin = nullptr;
   new (&pin->private_block) PrivateBlock();
   pin->copy_entry = 0;
   pin->on_release = on_release;
@@ -62,15 +64,35 @@ PinObject* new_private(std::size_t extent_bytes, OnRelease on_release) {
   return pin;
 }
 
+// A tied child that somebody else holds (a view of a frame's column) outlives its parent: it is its Pin's.
+void leave_viewed_children(PinObject* pin) {
+  const bool frees_children = pin->on_release == OnRelease::free_tree || pin->on_release == OnRelease::free_tied;
+  if (!frees_children || pin->parts == nullptr || !is_mapped(pin) || pin->runtime == nullptr) return;
+  const heap::Block block(pin->writable_bytes);
+  const Py_ssize_t count = std::min<Py_ssize_t>(PyTuple_GET_SIZE(pin->parts), block.header().child_count);
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    PyObject* part = PyTuple_GET_ITEM(pin->parts, i);
+    heap::ChildPointer& child = block.children()[static_cast<std::size_t>(i)];
+    if (!is_pin(part) || Py_REFCNT(part) == 1 || (child.flags & heap::ChildPointer::kBorrowed) != 0) continue;
+    pin->runtime->heap->set_owner(child.pointer(),
+                                  heap::owner_word(heap::OwnerKind::process, pin->runtime->process));
+    child.flags |= heap::ChildPointer::kShared;
+    as_pin(part)->on_release = OnRelease::free_tree;
+  }
+}
+
 void dealloc(PyObject* self) {
   PinObject* pin = as_pin(self);
   if (pin->weak_references != nullptr) PyObject_ClearWeakRefs(self);
+  Py_CLEAR(pin->origin);
+  if (pin->owner == nullptr && current_runtime() != nullptr) leave_viewed_children(pin);
   if (pin->on_release != OnRelease::nothing && pin->owner == nullptr &&
       pin->private_block.mapped_bytes == 0 && current_runtime() != nullptr &&
       (pin->runtime == nullptr || pin->runtime == current_runtime())) {
     release_block(pin->pointer, pin->on_release, pin->copy_entry);
   }
   pin->private_block.unmap();
+  Py_XDECREF(pin->parts);
   Py_XDECREF(pin->owner);
   Py_XDECREF(pin->holder);
   PyObject_Free(self);
@@ -136,6 +158,11 @@ PyObject* get_buffer_count(PyObject* self, void*) {
                     [](heap::Block block) { return PyLong_FromUnsignedLong(block.header().buffer_count); });
 }
 
+PyObject* get_child_count(PyObject* self, void*) {
+  return from_block(self,
+                    [](heap::Block block) { return PyLong_FromUnsignedLong(block.header().child_count); });
+}
+
 PyObject* get_nbytes(PyObject* self, void*) {
   return from_block(
       self, [](heap::Block block) { return PyLong_FromUnsignedLongLong(block.header().value_bytes); });
@@ -177,7 +204,7 @@ PyObject* let_go(PyObject* self, PyObject*) {
 bool to_release(PyObject* argument, OnRelease& action) {
   const long value = PyLong_AsLong(argument);
   if (value == -1 && PyErr_Occurred() != nullptr) return false;
-  if (value < 0 || value > static_cast<long>(OnRelease::release_copy)) {
+  if (value < 0 || value > static_cast<long>(OnRelease::free_tied)) {
     PyErr_SetString(PyExc_ValueError, "on_release is one of the RELEASE_ constants");
     return false;
   }
@@ -191,6 +218,17 @@ PyObject* set_release(PyObject* self, PyObject* argument) {
   as_pin(self)->on_release = action;
   if (action == OnRelease::nothing) leave_holder(as_pin(self));
   return new_none();
+}
+
+PyObject* viewed_parts(PyObject* self, PyObject*) {
+  Owned result(PyList_New(0));
+  const PyObject* parts = as_pin(self)->parts;
+  for (Py_ssize_t i = 0; result && parts != nullptr && i < PyTuple_GET_SIZE(parts); ++i) {
+    if (Py_REFCNT(PyTuple_GET_ITEM(parts, i)) == 1) continue;
+    const Owned index(PyLong_FromSsize_t(i));
+    if (!index || PyList_Append(result.get(), index.get()) != 0) return nullptr;
+  }
+  return result.release();
 }
 
 PyObject* as_writable(PyObject* self, PyObject*) { return make_writable_sibling(as_pin(self)); }
@@ -243,6 +281,28 @@ PyObject* private_pin(PyObject*, PyObject* arguments) {
   return as_object(pin);
 }
 
+PyObject* get_parts(PyObject* self, void*) {
+  return Py_NewRef(as_pin(self)->parts == nullptr ? Py_None : as_pin(self)->parts);
+}
+
+int set_parts(PyObject* self, PyObject* value, void*) {
+  if (value != Py_None && (value == nullptr || !PyTuple_CheckExact(value))) {
+    PyErr_SetString(PyExc_TypeError, "parts is a tuple of Pins, or None");
+    return -1;
+  }
+  Py_XSETREF(as_pin(self)->parts, value == Py_None ? nullptr : Py_NewRef(value));
+  return 0;
+}
+
+PyObject* get_origin(PyObject* self, void*) {
+  return Py_NewRef(as_pin(self)->origin == nullptr ? Py_None : as_pin(self)->origin);
+}
+
+int set_origin(PyObject* self, PyObject* value, void*) {
+  Py_XSETREF(as_pin(self)->origin, value == nullptr || value == Py_None ? nullptr : Py_NewRef(value));
+  return 0;
+}
+
 PyObject* repr(PyObject* self) {
   const PinObject* pin = as_pin(self);
   return PyUnicode_FromFormat(
@@ -258,6 +318,9 @@ PyMethodDef methods[] = {
     {"let_go", let_go, METH_NOARGS, "Another block owns it from now on, not the one that it came in."},
     {"set_release", set_release, METH_O,
      "set_release(action): what the death of this Pin does, a RELEASE_ constant."},
+    {"viewed_parts", viewed_parts, METH_NOARGS,
+     "viewed_parts() -> list: which of `parts` somebody holds beside this Pin: views of this process, if the "
+     "caller holds none."},
     {"as_writable", as_writable, METH_NOARGS,
      "A Pin of the same block through the writable mapping; keeps this one."},
     {"hold", hold, METH_VARARGS | METH_STATIC,
@@ -275,10 +338,15 @@ PyGetSetDef getters[] = {
     {"meta", get_meta, nullptr, "The codec's metadata.", nullptr},
     {"children", get_children, nullptr, "The child pointers: (address, colour, extent_bytes, flags) each.",
      nullptr},
+    {"child_count", get_child_count, nullptr, "How many children it has.", nullptr},
     {"buffer_count", get_buffer_count, nullptr, "How many buffers it has.", nullptr},
     {"nbytes", get_nbytes, nullptr, "Bytes of all buffers.", nullptr},
     {"writable", get_writable, nullptr, "Whether its buffers may be written.", nullptr},
     {"on_release", get_on_release, nullptr, "What the death of this Pin does, a RELEASE_ constant.", nullptr},
+    {"parts", get_parts, set_parts,
+     "The Pins of its tied children that this process has, in their order; or None.", nullptr},
+    {"origin", get_origin, set_origin, "What its codec remembers beside it, until the Pin dies; or None.",
+     nullptr},
     {"references", get_references, nullptr, "Strong references beyond the caller's one variable.", nullptr},
     kNoMoreGetSets,
 };
@@ -356,6 +424,8 @@ PyObject* duplicate_pin(PinObject* pin, bool lent) {
     set_error(copied.status());
     return nullptr;
   }
+  // What is lent here keeps its tied children, whatever becomes of the copy.
+  if (pin->on_release == OnRelease::nothing) pin->runtime->heap->disclaim_tied(copied.value());
   return make_pin(copied.value(), copied.value(), false, action, 0);
 }
 
@@ -394,7 +464,8 @@ bool register_pin(PyObject* module) {
          PyModule_AddIntConstant(module, "RELEASE_FREE_TREE", static_cast<long>(OnRelease::free_tree)) == 0 &&
          PyModule_AddIntConstant(module, "RELEASE_FREE_SHALLOW",
                                  static_cast<long>(OnRelease::free_shallow)) == 0 &&
-         PyModule_AddIntConstant(module, "RELEASE_COPY", static_cast<long>(OnRelease::release_copy)) == 0;
+         PyModule_AddIntConstant(module, "RELEASE_COPY", static_cast<long>(OnRelease::release_copy)) == 0 &&
+         PyModule_AddIntConstant(module, "RELEASE_FREE_TIED", static_cast<long>(OnRelease::free_tied)) == 0;
 }
 
 }  // namespace drust::bind

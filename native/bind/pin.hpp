@@ -3,7 +3,8 @@
 //     ndarray -> PinBuffer -> Pin (writable mapping) -> Pin (owns the block) -> what to do at the end
 //
 // As long as an array, a memoryview or an Arrow buffer made from it lives, the version's bytes stay; the last
-// one to die frees the block, or gives the copy back, or does nothing, as `on_release` says. A Pin outlives
+// one to die frees the block, or gives the copy back, or does nothing, as `on_release` says. A parent that is
+// freed leaves those of its tied children to their Pins that somebody still looks at. A Pin outlives
 // close() and fork() harmlessly: release_block() is asked only while the runtime that made it is the current
 // one. Rejected: one Pin per mapping of a block, each an owner (who frees?); a writable Pin keeps its owner
 // instead.
@@ -32,6 +33,8 @@ struct PinObject {
   PyObject* owner;            // the Pin a writable sibling keeps alive
   PyObject* holder;           // the Pin of the block here in whose child table this remote block stands, or null:
   std::uint32_t holder_index;  // if this process dies, the holder's end frees it
+  PyObject* parts;            // tuple of the Pins of its tied children, as far as this process has them; or null
+  PyObject* origin;           // what drust.frames remembers of where they came from, or null
   PrivateBlock private_block;
   std::uint32_t copy_entry;
   OnRelease on_release;

@@ -57,7 +57,10 @@ bool try_begin(GuardObject* guard) noexcept {
     return (box->kind == Kind::live || is_mapped_array(box, box->read)) && protocol::try_borrow(box->state);
   }
   if (box->kind == Kind::live) {
-    if (box->is_immutable || !box->is_writable || !protocol::try_borrow_mut(box->state)) return false;
+    if (box->is_immutable || !box->is_writable || is_shallow_value(box->value) ||
+        !protocol::try_borrow_mut(box->state)) {
+      return false;
+    }
     box->is_outdated = true;
     if (box->first_child != nullptr) children_free_themselves(box);
     return true;
@@ -80,12 +83,13 @@ bool begin(GuardObject* guard) {
     return false;
   }
   if (!begin_write(box, {EventKind::BorrowMut}, guard->timeout_s)) return false;
-  if (!box->is_immutable || box->kind != Kind::live) return true;
+  const bool is_changeable = !box->is_immutable || box->kind != Kind::live;
+  if (is_changeable && separate_value(box)) return true;
   // Only now is it known what it is. Nothing was written.
-  box->is_outdated = false;
+  if (!is_changeable) box->is_outdated = false;
   box->state = protocol::apply(box->state, {EventKind::BorrowMutAborted}).state;
   lower_ceiling(box);
-  refuse_immutable(box);
+  if (!is_changeable) refuse_immutable(box);
   return false;
 }
 

@@ -176,6 +176,9 @@ Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader&
     abandon(address);
     return Status(Code::bad_request, "the tables of a received block do not fit its extent");
   }
+  for (ChildPointer& child : block.children()) {
+    if ((child.flags & ChildPointer::kTied) != 0) child.flags |= ChildPointer::kShared;  // still the original's
+  }
   if (lent) share_children(address);
   return publish(address);
 }

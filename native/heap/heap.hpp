@@ -68,6 +68,16 @@ class Heap {
   // What a borrower made of a value whose pre-image stays: the block and the children that it does not share.
   Status free_made(const GlobalPointer& pointer, std::vector<GlobalPointer>& remote);
 
+  // `fresh` takes the place of `old`, another version of the same parent: tied children that both name are
+  // `fresh`'s from now on, and what is not tied to `old` is no longer its own. So free(old) frees what was tied
+  // to the old version alone. False, and nothing changed, if it has no tied children. `fresh` may be null or
+  // elsewhere: then they share none. tied.cpp
+  bool pass_on(const GlobalPointer& old, const GlobalPointer& fresh);
+  // Both steps; a block without tied children is freed alone.
+  Status free_tied(const GlobalPointer& old, const GlobalPointer& fresh, std::vector<GlobalPointer>& remote);
+  // The tied children of a copied parent stay the original's.
+  void disclaim_tied(const GlobalPointer& pointer) noexcept;
+
   // A byte-for-byte copy under a fresh colour (children are not owned by the copy: the caller frees one of
   // the two shallow). `lent`: the original is a pre-image, the copy the borrower's version.
   Result<GlobalPointer> duplicate(const GlobalPointer& pointer, bool lent = false);

@@ -42,6 +42,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::put_block:
     case Operation::ping:
     case Operation::control:
+    case Operation::read_blocks:
     case Operation::count_: break;
   }
   return {false, false, false};
@@ -76,6 +77,10 @@ Status check_body(const RequestHeader& header, Operation operation) {
                                             : bad(name, "the body is too short or too long for a block");
     case Operation::control:
       return bytes <= kControlBodyBytesMax ? Status() : bad(name, "the body is too long");
+    case Operation::read_blocks:
+      return bytes > 0 && bytes % sizeof(BlockItem) == 0 && bytes / sizeof(BlockItem) <= kBlocksPerReadMax
+                 ? Status()
+                 : bad(name, "the body is no list of blocks");
     case Operation::count_: break;
   }
   return bad(name, "there is no such operation");
@@ -95,6 +100,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::inquire: return "inquire";
     case Operation::ping: return "ping";
     case Operation::control: return "control";
+    case Operation::read_blocks: return "read_blocks";
     case Operation::count_: break;
   }
   return "unknown operation";
@@ -170,8 +176,33 @@ Status check(const FreeItem& item, ServerId server) {
   if (!is_place(item.address) || Address(item.address).server() != server)
     return bad("free_blocks", "the block lives elsewhere");
   if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
-  if (item.flags != 0 && item.flags != FreeItem::kShallow && item.flags != FreeItem::kMade) return bad("free_blocks", "unknown flags");
-  return {};
+  switch (item.flags) {
+    case 0:
+    case FreeItem::kShallow:
+    case FreeItem::kTied:
+    case FreeItem::kPassedOn:
+    case FreeItem::kSuccessor:
+    case FreeItem::kMade: return {};
+    default: return bad("free_blocks", "unknown flags");
+  }
+}
+
+Status check(std::span<const FreeItem> batch, ServerId server) {
+  bool wants_successor = false;
+  for (const FreeItem& item : batch) {
+    if (Status status = check(item, server); !status.ok()) return status;
+    if (wants_successor != (item.flags == FreeItem::kSuccessor))
+      return bad("free_blocks", "an item and its successor are not together");
+    wants_successor = item.flags == FreeItem::kPassedOn;
+  }
+  return wants_successor ? bad("free_blocks", "the last item lacks its successor") : Status();
+}
+
+Status check(const BlockItem& item, ServerId server) {
+  if (!is_place(item.address) || Address(item.address).server() != server)
+    return bad("read_blocks", "the block lives elsewhere");
+  if (!is_colour(item.colour)) return bad("read_blocks", "the colour is none");
+  return is_extent(item.extent_bytes) ? Status() : bad("read_blocks", "the extent is out of range");
 }
 
 }  // namespace drust::wire

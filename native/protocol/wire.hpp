@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/address.hpp"
 #include "base/limits.hpp"
@@ -28,6 +29,8 @@ enum class Operation : std::uint8_t {
   inquire,  // pointer: a record at home; ok if its task is queued or runs there, else not_found
   ping,
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
+  read_blocks,  // body: BlockItem[n], n <= kBlocksPerReadMax; reply body: as many times a whole block and its
+                // Trailer, in this order; a block that went while it was served has Code::stale there
   count_,
 };
 
@@ -75,13 +78,24 @@ struct Trailer {
 static_assert(sizeof(Trailer) == 8);
 
 struct FreeItem {
-  static constexpr std::uint64_t kShallow = 1;  // this block alone, not the children it owns
-  static constexpr std::uint64_t kMade = 2;     // a borrower's version: not the children its pre-image owns too
+  static constexpr std::uint64_t kShallow = 1;   // this block alone, not the children it owns
+  static constexpr std::uint64_t kTied = 2;      // this block and its tied children
+  static constexpr std::uint64_t kPassedOn = 4;  // likewise, but those stay that the next item's block has too
+  static constexpr std::uint64_t kSuccessor = 8;  // frees nothing: the block that an item before it speaks of
+  static constexpr std::uint64_t kMade = 16;  // a borrower's version: not the children its pre-image owns too
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t flags;
 };
 static_assert(sizeof(FreeItem) == 24);
+
+// One of the blocks to be read together.
+struct BlockItem {
+  std::uint64_t address;
+  std::uint64_t colour;
+  std::uint64_t extent_bytes;
+};
+static_assert(sizeof(BlockItem) == 24);
 
 // A block on the wire is at least its header.
 inline constexpr std::uint64_t kBlockBytesMin = 64;
@@ -97,8 +111,12 @@ inline constexpr std::uint64_t kSentenceBytesMax = 512;
 [[nodiscard]] Status check(const RequestHeader& header);
 // Likewise for the reply to `operation`: bad_request also for a reply to something else.
 [[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
-// A batch of frees for `server`.
+// One free for `server`; a batch of them, in which kPassedOn and kSuccessor come in pairs.
 [[nodiscard]] Status check(const FreeItem& item, ServerId server);
+[[nodiscard]] Status check(std::span<const FreeItem> batch, ServerId server);
+
+// A block of `server` to be read.
+[[nodiscard]] Status check(const BlockItem& item, ServerId server);
 
 [[nodiscard]] const char* name_of(Operation operation) noexcept;
 

@@ -62,14 +62,20 @@ Status receive_refusal(transport::Stream& stream, const Call& call, std::span<co
 }
 
 Status receive_reply(transport::Stream& stream, Call& call, Outcome& outcome) {
-  std::array<iovec, 1 + Call::kBodyPartsMax> parts;
+  std::array<iovec, 1 + Call::kBodyPartsMax> few;
+  std::vector<iovec> many;
+  std::span<iovec> parts(few);
   std::size_t count = 0;
-  ensure(call.reply_body.size() <= Call::kBodyPartsMax, "a reply has few pieces");
+  ensure(call.reply_body.size() <= Call::kReplyPartsMax, "a reply has a bounded number of pieces");
+  if (call.reply_body.size() > Call::kBodyPartsMax) {
+    many.resize(1 + call.reply_body.size());
+    parts = many;
+  }
   parts[count++] = piece(&call.reply, sizeof call.reply);
   for (const iovec& part : call.reply_body) parts[count++] = part;
   const std::size_t expected_bytes = transport::total_bytes(call.reply_body);
   // Not receive_all: a refusal is shorter than what is hoped for.
-  std::span<iovec> left(parts.data(), count);
+  std::span<iovec> left = parts.first(count);
   std::size_t received = 0;
   while (received < sizeof call.reply) {
     const Result<std::size_t> got = stream.receive_some(left);

@@ -18,9 +18,11 @@ namespace drust::server {
 struct Call {
   wire::RequestHeader request;
   std::span<const iovec> body;  // at most kBodyPartsMax pieces, request.body_bytes in all
-  std::span<const iovec> reply_body;  // likewise; exactly these bytes are expected if the answer is ok
+  std::span<const iovec> reply_body;  // exactly these bytes are expected if the answer is ok; at most
+                                      // kReplyPartsMax pieces, and no allocation for kBodyPartsMax
   std::vector<std::byte>* reply_buffer = nullptr;  // instead: whatever comes
   static constexpr std::size_t kBodyPartsMax = 4;
+  static constexpr std::size_t kReplyPartsMax = std::size_t{3} * kBlocksPerReadMax;
 
   // Filled by exchange().
   wire::ReplyHeader reply;

@@ -175,6 +175,14 @@ void Connection::answer(Answer answer) {
       if (answer_.chunks.left_bytes() <= kCopiedBytesMax) copy_chunks();
       break;
     }
+    case Answer::Kind::group: {
+      std::uint64_t body_bytes = 0;
+      for (const GlobalPointer& block : answer_.blocks) body_bytes += block.extent_bytes + sizeof(wire::Trailer);
+      start_reply(Code::ok, {}, body_bytes);
+      next_block_ = 0;
+      open_blocks();
+      break;
+    }
   }
   operations_.discard(intake_);
   operations_.count(heap::Counter::messages_served);
@@ -219,7 +227,20 @@ void Connection::reject(Status reason) {
 
 // --- output ---
 
-bool Connection::is_answering() const noexcept { return output_begin_ < output_.size() || owes_trailer_; }
+bool Connection::is_answering() const noexcept {
+  return output_begin_ < output_.size() || owes_trailer_ || next_block_ < answer_.blocks.size();
+}
+
+// The next blocks of a group, small ones together: as many as fill one step.
+void Connection::open_blocks() {
+  while (!owes_trailer_ && next_block_ < answer_.blocks.size() &&
+         output_.size() - output_begin_ < kCopyStepBytes) {
+    is_stale_ = !operations_.open_block(answer_.blocks[next_block_++], answer_);
+    append(answer_.head.data(), answer_.head_bytes);
+    owes_trailer_ = true;
+    if (answer_.chunks.left_bytes() <= kCopiedBytesMax) copy_chunks();
+  }
+}
 
 // Copies the next chunks behind what is in `output_`; with the last of them goes the trailer.
 void Connection::copy_chunks() {
@@ -245,6 +266,7 @@ void Connection::append_trailer() {
 // moved: it got on or is complete.
 Connection::Fill Connection::send_answer() {
   if (!is_writable_) return Fill::blocked;
+  open_blocks();
   Chunks& chunks = answer_.chunks;
   const bool owes_chunks = owes_trailer_ && chunks.left_bytes() > 0;
   if (output_begin_ == output_.size()) {
@@ -252,7 +274,7 @@ Connection::Fill Connection::send_answer() {
     output_begin_ = 0;
     if (owes_chunks && chunks.chunk_bytes() <= kCopiedChunkBytesMax) {
       copy_chunks();
-    } else if (!owes_chunks) {
+    } else if (!owes_chunks && owes_trailer_) {
       append_trailer();
     }
   }
@@ -274,7 +296,7 @@ Connection::Fill Connection::send_answer() {
       count += chunks.pieces(std::span(parts).subspan(count), kPieceBytesMax);
     }
   }
-  const transport::Transfer sent = stream_->try_send({parts.data(), count}, owes_trailer_);
+  const transport::Transfer sent = stream_->try_send({parts.data(), count}, owes_trailer_ || next_block_ < answer_.blocks.size());
   if (sent.flow == transport::Flow::would_block) {
     is_writable_ = false;
     return Fill::blocked;

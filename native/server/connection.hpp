@@ -74,6 +74,7 @@ class Connection {
   Fill send_answer();
   void copy_chunks();
   void append_trailer();
+  void open_blocks();
   std::size_t body_parts(std::span<iovec, 2> parts) noexcept;
   Fill receive();
   std::size_t take(std::span<std::byte> destination) noexcept;
@@ -106,6 +107,7 @@ class Connection {
   std::vector<std::byte> output_;
   std::size_t output_begin_ = 0;
   Answer answer_;
+  std::size_t next_block_ = 0;  // of answer_.blocks
   bool owes_trailer_ = false;
   bool is_stale_ = false;
 };

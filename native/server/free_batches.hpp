@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <initializer_list>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -20,11 +21,12 @@ namespace drust::server {
 class FreeBatches {
  public:
   // Returns how many now wait for that server.
-  std::size_t add(ServerId server, const wire::FreeItem& item) {
+  // An item and its successor are added together.
+  std::size_t add(ServerId server, std::initializer_list<wire::FreeItem> items) {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::deque<wire::FreeItem>& queue = waiting_[server];
-    queue.push_back(item);
-    total_.fetch_add(1, std::memory_order_relaxed);
+    queue.insert(queue.end(), items);
+    total_.fetch_add(items.size(), std::memory_order_relaxed);
     return queue.size();
   }
 
@@ -35,7 +37,10 @@ class FreeBatches {
     const auto found = waiting_.find(server);
     if (found == waiting_.end()) return {};
     std::deque<wire::FreeItem>& queue = found->second;
-    const auto count = static_cast<std::ptrdiff_t>(std::min<std::size_t>(queue.size(), kFreesPerBatchMax));
+    auto count = static_cast<std::ptrdiff_t>(std::min<std::size_t>(queue.size(), kFreesPerBatchMax));
+    if (count > 0 && queue[static_cast<std::size_t>(count) - 1].flags == wire::FreeItem::kPassedOn) {
+      --count;  // it stays with its successor
+    }
     std::vector<wire::FreeItem> batch(queue.begin(), queue.begin() + count);
     queue.erase(queue.begin(), queue.begin() + count);
     total_.fetch_sub(batch.size(), std::memory_order_relaxed);

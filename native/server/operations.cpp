@@ -52,6 +52,7 @@ bool Operations::is_live(const GlobalPointer& block) const noexcept {
 void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
   switch (static_cast<wire::Operation>(header.operation)) {
     case wire::Operation::free_blocks:
+    case wire::Operation::read_blocks:
     case wire::Operation::control:
       intake.buffer.resize(header.body_bytes);
       intake.rest = intake.buffer;
@@ -121,6 +122,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::read_region: return read_region(header);
     case wire::Operation::write_region: return write_region(header, intake);
     case wire::Operation::free_blocks: return free_blocks(intake.rest);
+    case wire::Operation::read_blocks: return read_blocks(intake.rest);
     case wire::Operation::put_block: return put_block(intake);
     case wire::Operation::submit: return submit(header, intake);
     case wire::Operation::complete: return complete(header, intake);
@@ -207,22 +209,27 @@ Answer Operations::free_blocks(std::span<const std::byte> items) {
   answer.kind = Answer::Kind::none;
   std::vector<wire::FreeItem> batch(items.size() / sizeof(wire::FreeItem));
   std::memcpy(static_cast<void*>(batch.data()), items.data(), batch.size() * sizeof(wire::FreeItem));
-  for (const wire::FreeItem& item : batch) {
-    answer.status = wire::check(item, server());
-    if (!answer.status.ok()) {
-      answer.kind = Answer::Kind::malformed;  // before anything is freed
-      return answer;
-    }
+  answer.status = wire::check(batch, server());
+  if (!answer.status.ok()) {
+    answer.kind = Answer::Kind::malformed;  // before anything is freed
+    return answer;
   }
   std::vector<GlobalPointer> remote;
   {
     const std::unique_lock<std::shared_mutex> no_write(writing_);
-    for (const wire::FreeItem& item : batch) {
+    for (std::size_t index = 0; index < batch.size(); ++index) {
       // stale and not_found are the expected fate of a free that was sent twice.
+      const wire::FreeItem& item = batch[index];
       const GlobalPointer pointer{Address(item.address), item.colour, 0};
       switch (item.flags) {
         case wire::FreeItem::kShallow: (void)heap_.free_shallow(pointer); break;
         case wire::FreeItem::kMade: (void)heap_.free_made(pointer, remote); break;
+        case wire::FreeItem::kTied: (void)heap_.free_tied(pointer, {}, remote); break;
+        case wire::FreeItem::kPassedOn: {
+          const wire::FreeItem& next = batch[++index];
+          (void)heap_.free_tied(pointer, {Address(next.address), next.colour, 0}, remote);
+          break;
+        }
         default: (void)heap_.free(pointer, remote);
       }
     }

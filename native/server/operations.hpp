@@ -50,6 +50,7 @@ struct Answer {
     none,       // the operation has no reply
     reply,      // header only, or a refusal with its sentence
     served,     // a read: `head` and then `chunks` of the version `block`, and the trailer
+    group,      // a read of `blocks`, each as it is served
     control,    // the control plane will answer; the body is in Intake::buffer
     malformed,  // the peer cannot be trusted: close
   };
@@ -58,6 +59,7 @@ struct Answer {
   GlobalPointer pointer;
   GlobalPointer block;
   Chunks chunks;
+  std::vector<GlobalPointer> blocks;  // to be served one after the other, each with its trailer
   std::uint32_t head_bytes = 0;
   alignas(64) std::array<std::byte, wire::kBlockBytesMin> head{};
 };
@@ -82,6 +84,10 @@ class Operations {
 
   // One an operation; public so that each can be tested alone.
   Answer read_block(const wire::RequestHeader& header);
+  // group_reads.cpp
+  Answer read_blocks(std::span<const std::byte> items);
+  // `head` and `chunks` for one of `answer.blocks`; false if it is gone, and then they stand for as many zeros.
+  bool open_block(const GlobalPointer& block, Answer& answer);
   Answer read_region(const wire::RequestHeader& header);
   Answer write_region(const wire::RequestHeader& header, const Intake& intake);
   Answer free_blocks(std::span<const std::byte> items);

@@ -181,6 +181,10 @@ void Peers::free_later(const GlobalPointer& remote, bool shallow) {
 
 void Peers::free_made_later(const GlobalPointer& remote) { pool_->free_later(remote, wire::FreeItem::kMade); }
 
+void Peers::free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor) {
+  pool_->free_tied_later(remote, successor);
+}
+
 void Peers::flush_frees() { pool_->flush(); }
 
 }  // namespace drust::server

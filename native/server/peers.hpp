@@ -45,6 +45,9 @@ class Peers {
   // original.
   // `lent`: this will be a borrower's version, the original its pre-image.
   Result<GlobalPointer> read_block(const GlobalPointer& remote, bool lent = false);
+  // One round trip for each kBlocksPerReadMax blocks of one server, usually one in all: as read_block, for
+  // the children tied to a parent. `stale` if one of them is gone: then none is kept. group_calls.cpp
+  Result<std::vector<GlobalPointer>> read_blocks(std::span<const GlobalPointer> remote);
   // One round trip: chunks gathered at the peer, contiguous in `destination`.
   Status read_region(const GlobalPointer& remote, const wire::Region& region,
                      std::span<std::byte> destination);
@@ -69,6 +72,9 @@ class Peers {
   void free_later(const GlobalPointer& remote, bool shallow);
   // As Heap::free_made(), there.
   void free_made_later(const GlobalPointer& remote);
+  // The parent at `remote` with the children tied to it, except those that `successor` (null if there is
+  // none) has too: Heap::free_tied, there. Never waits.
+  void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
   // Returns when every queued free is in the kernel's hands.
   void flush_frees();
   // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does

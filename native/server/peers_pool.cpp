@@ -15,6 +15,7 @@ constexpr auto kFreeDelay = std::chrono::milliseconds(3);
 heap::Counter counter_of(std::uint8_t operation) noexcept {
   switch (static_cast<wire::Operation>(operation)) {
     case wire::Operation::read_block:
+    case wire::Operation::read_blocks:
     case wire::Operation::read_region: return heap::Counter::read_requests;
     case wire::Operation::write_region:
     case wire::Operation::put_block: return heap::Counter::write_requests;
@@ -73,10 +74,30 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
 }
 
 void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
-  if (is_forked() || remote.is_null()) return;
-  const wire::FreeItem item{remote.address.raw(), remote.colour, flags};
-  heap.note_owed(remote, flags);
-  const std::size_t count = frees_.add(remote.address.server(), item);
+  if (remote.is_null()) return;
+  queue_frees(remote.address.server(), {{remote.address.raw(), remote.colour, flags}});
+}
+
+void Peers::Pool::free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor) {
+  if (remote.is_null()) return;
+  const ServerId server = remote.address.server();
+  if (successor.is_null() || successor.address.server() != server) {
+    queue_frees(server, {{remote.address.raw(), remote.colour, wire::FreeItem::kTied}});
+    return;
+  }
+  queue_frees(server, {{remote.address.raw(), remote.colour, wire::FreeItem::kPassedOn},
+                       {successor.address.raw(), successor.colour, wire::FreeItem::kSuccessor}});
+}
+
+void Peers::Pool::queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items) {
+  if (is_forked()) return;
+  for (const wire::FreeItem& item : items) {
+    // Told by its reaper, a block that is passed on goes alone: what its successor has is not to be lost.
+    const bool is_alone = item.flags == wire::FreeItem::kPassedOn;
+    if (item.flags != wire::FreeItem::kSuccessor)
+      heap.note_owed({Address(item.address), item.colour, 0}, is_alone ? wire::FreeItem::kShallow : item.flags);
+  }
+  const std::size_t count = frees_.add(server, items);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_ || !has_sweeper_) return;
   if (!sweeper_.joinable()) {
@@ -86,7 +107,8 @@ void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
       return;  // no thread to be had: the next request to that server takes them along
     }
   }
-  if (count == 1 || count % kFreesPerBatchMax == 0) {
+  const bool fills_batch = count / kFreesPerBatchMax != (count - items.size()) / kFreesPerBatchMax;
+  if (count == items.size() || fills_batch) {
     has_full_batch_ = has_full_batch_ || count >= kFreesPerBatchMax;
     changed_.notify_one();
   }

@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <mutex>
 #include <span>
 #include <thread>
@@ -32,6 +33,7 @@ class Peers::Pool {
   // One request, with the frees that wait for that server ahead of it. Any thread, several at once.
   Status ask(ServerId server, Call& call);
   void free_later(const GlobalPointer& remote, std::uint64_t flags);  // wire::FreeItem's
+  void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
   void flush();
   void close() noexcept;
   // Whether this is a child's copy of its parent's object.
@@ -41,6 +43,7 @@ class Peers::Pool {
   heap::Partition& partition;
 
  private:
+  void queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items);
   void count_message(const Call& call, std::size_t frees) const;
   void have_left(std::span<const wire::FreeItem> frees) noexcept;
   Status give_up(ServerId server, Status status);

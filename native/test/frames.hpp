@@ -81,7 +81,16 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
                                     dice.below(2)});
       }
       append(body, wire::FreeItem{block.address.raw(), dice.once_in(8) ? block.colour : block.colour + 1,
-                                  dice.below(2)});
+                                  dice.below(3)});
+      if (dice.once_in(3)) {
+        append(body, wire::FreeItem{block.address.raw(), block.colour + 1, wire::FreeItem::kPassedOn});
+        append(body, wire::FreeItem{block.address.raw(), block.colour, wire::FreeItem::kSuccessor});
+      }
+      break;
+    case wire::Operation::read_blocks:
+      for (std::uint64_t index = dice.below(4) + 1; index > 0; --index) {
+        append(body, wire::BlockItem{block.address.raw(), block.colour + dice.below(2), block.extent_bytes});
+      }
       break;
     case wire::Operation::put_block:
       body = sample;

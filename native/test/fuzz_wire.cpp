@@ -128,10 +128,9 @@ class Garden {
   bool expect_frees(const std::byte* body, std::uint64_t bytes) {
     std::vector<wire::FreeItem> items(bytes / sizeof(wire::FreeItem));
     std::memcpy(static_cast<void*>(items.data()), body, bytes);
+    if (!wire::check(items, host_.partition->server()).ok()) return false;
     for (const wire::FreeItem& item : items) {
-      if (!wire::check(item, host_.partition->server()).ok()) return false;
-    }
-    for (const wire::FreeItem& item : items) {
+      if (item.flags == wire::FreeItem::kSuccessor) continue;
       const auto found = plants_.find(item.address);
       if (found != plants_.end() && found->second.pointer.colour == item.colour) plants_.erase(found);
     }

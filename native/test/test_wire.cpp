@@ -19,7 +19,8 @@ wire::RequestHeader request(Operation operation) {
   wire::RequestHeader header;
   header.operation = static_cast<std::uint8_t>(operation);
   const bool has_pointer = operation != Operation::free_blocks && operation != Operation::put_block &&
-                           operation != Operation::ping && operation != Operation::control;
+                           operation != Operation::ping && operation != Operation::control &&
+                           operation != Operation::read_blocks;
   if (has_pointer) {
     header.address = Address::make(3, 64 * 1024).raw();
     header.colour = kSomeColour;
@@ -29,6 +30,7 @@ wire::RequestHeader request(Operation operation) {
     header.region = {64, 32, 4, 128};
   if (operation == Operation::write_region) header.body_bytes = 128;
   if (operation == Operation::free_blocks) header.body_bytes = 2 * sizeof(wire::FreeItem);
+  if (operation == Operation::read_blocks) header.body_bytes = 2 * sizeof(wire::BlockItem);
   if (operation == Operation::put_block) header.body_bytes = header.extent_bytes = 256;
   if (operation == Operation::submit || operation == Operation::complete) header.body_bytes = 192;
   if (operation == Operation::complete) header.argument = 1;
@@ -110,6 +112,13 @@ TEST("the body must be as long as the operation says") {
                      [&](auto& header) { header.body_bytes = (kFreesPerBatchMax + 1) * item; }));
   CHECK(!is_accepted(Operation::free_blocks, [&](auto& header) { header.body_bytes = item - 1; }));
   CHECK(!is_accepted(Operation::free_blocks, [](auto& header) { header.body_bytes = 0; }));
+  const std::uint64_t block = sizeof(wire::BlockItem);
+  CHECK(is_accepted(Operation::read_blocks,
+                    [&](auto& header) { header.body_bytes = kBlocksPerReadMax * block; }));
+  CHECK(!is_accepted(Operation::read_blocks,
+                     [&](auto& header) { header.body_bytes = (kBlocksPerReadMax + 1) * block; }));
+  CHECK(!is_accepted(Operation::read_blocks, [&](auto& header) { header.body_bytes = block + 1; }));
+  CHECK(!is_accepted(Operation::read_blocks, [](auto& header) { header.body_bytes = 0; }));
 }
 
 TEST("a region lies inside its block, its chunks do not overlap, and no product wraps") {
@@ -162,9 +171,33 @@ TEST("a free must name a version of a block of that server") {
   const wire::FreeItem item{Address::make(2, 4096).raw(), kSomeColour, wire::FreeItem::kShallow};
   CHECK(wire::check(item, 2).ok());
   CHECK(!wire::check(item, 3).ok());
-  CHECK(!wire::check({item.address, 5, 0}, 2).ok());
-  CHECK(wire::check({item.address, item.colour, wire::FreeItem::kMade}, 2).ok());
-  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kMade | wire::FreeItem::kShallow}, 2).ok());
-  CHECK(!wire::check({item.address, item.colour, 4}, 2).ok());
-  CHECK(!wire::check({Address::make(2, 0).raw(), item.colour, 0}, 2).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 5, 0}, 2).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 3}, 2).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kMade}, 2).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 32}, 2).ok());
+  CHECK(!wire::check(wire::FreeItem{Address::make(2, 0).raw(), item.colour, 0}, 2).ok());
+}
+
+TEST("a free that passes children on is followed by its successor, and by nothing else") {
+  const std::uint64_t place = Address::make(2, 4096).raw();
+  const wire::FreeItem plain{place, kSomeColour, 0};
+  const wire::FreeItem passed{place, kSomeColour, wire::FreeItem::kPassedOn};
+  const wire::FreeItem successor{place, kSomeColour, wire::FreeItem::kSuccessor};
+  const auto accepts = [](std::vector<wire::FreeItem> batch) { return wire::check(batch, 2).ok(); };
+  CHECK(accepts({plain, passed, successor, plain, passed, successor}));
+  CHECK(!accepts({passed}));
+  CHECK(!accepts({successor}));
+  CHECK(!accepts({passed, plain}));
+  CHECK(!accepts({passed, passed, successor, successor}));
+  CHECK(!accepts({plain, successor}));
+}
+
+TEST("a block to be read must be a version of a block of that server") {
+  const wire::BlockItem item{Address::make(2, 4096).raw(), kSomeColour, 4096};
+  CHECK(wire::check(item, 2).ok());
+  CHECK(!wire::check(item, 3).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, 5, 4096}, 2).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, 63}, 2).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, kPartitionBytesMax + 1}, 2).ok());
+  CHECK(!wire::check(wire::BlockItem{Address::make(2, 0).raw(), item.colour, 64}, 2).ok());
 }

@@ -3,6 +3,7 @@ The native half of drust: heap, handles, transport. Use it through the drust pac
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import GenericAlias, TracebackType
 from typing import (
     Any,
@@ -18,6 +19,8 @@ from typing import (
     type_check_only
 )
 
+from numpy import bool_
+from numpy.typing import NDArray
 from typing_extensions import Buffer
 
 
@@ -183,6 +186,10 @@ class Runtime:
 
     def allocate(self, codec: int, meta: bytes, buffer_bytes: Sequence[int], children: list[_Child]) -> Draft: ...
 
+    def fetch_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
+
+    def take_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
+
 COUNTER_NAMES: tuple[str, ...] = ...
 
 TASK_CODEC: int = 4294967280
@@ -286,6 +293,7 @@ def set_hooks(
     survivors: Callable[[Box[Any], str, list[str]], BaseException | None] | None = None,
     forbid_rollback: Callable[[Box[Any]], object] | None = None,
     queue_free: Callable[[Box[Any], Pin, bool, bool], object] | None = None,
+    settle: Callable[[Box[Any], bool], Pin | None] | None = None,
 ) -> dict[str, Callable[..., Any]]:
     """The slow paths of handles; those not named are unset. Returns those before."""
 
@@ -304,6 +312,8 @@ class Pin:
     @property
     def children(self) -> tuple[_Child, ...]: ...
     @property
+    def child_count(self) -> int: ...
+    @property
     def buffer_count(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
@@ -313,10 +323,19 @@ class Pin:
     def on_release(self) -> int: ...
     @property
     def references(self) -> int: ...
+    @property
+    def parts(self) -> tuple[Pin, ...] | None: ...
+    @parts.setter
+    def parts(self, value: tuple[Pin, ...] | None, /) -> None: ...
+    @property
+    def origin(self) -> Any: ...
+    @origin.setter
+    def origin(self, value: Any, /) -> None: ...
     def buffer(self, index: int, /) -> PinBuffer: ...
     def disown(self) -> None: ...
     def let_go(self) -> None: ...
     def set_release(self, action: int, /) -> None: ...
+    def viewed_parts(self) -> list[int]: ...
     def as_writable(self) -> Pin: ...
     @staticmethod
     def hold(
@@ -332,6 +351,8 @@ RELEASE_FREE_TREE: int = 1
 RELEASE_FREE_SHALLOW: int = 2
 
 RELEASE_COPY: int = 3
+
+RELEASE_FREE_TIED: int = 4
 
 @final
 class PinBuffer:
@@ -375,6 +396,11 @@ class Box(Generic[T]):
 
     def replace(self, value: T, /) -> None:
         """Gives it another value; the old one is dropped."""
+
+    def column_mut(
+        self, name: str, row_group: int | None = None, timeout: float | None = None
+    ) -> AbstractContextManager[tuple[NDArray[Any], NDArray[bool_]]]:
+        """One column of a frame, to be written in place: values, and True where a row has one."""
 
     def split_mut(self, n: int, axis: int = 0) -> list[RefMut[T]]:
         """Disjoint mutable borrows of an array, cut along an axis."""
@@ -504,3 +530,8 @@ class RefMut(Generic[T]):
 
 def find_boxes(value: object, budget: int, /) -> list[Box[Any]]:
     """The Boxes inside a value, looking at no more than `budget` objects."""
+
+def add_shallow_type(kind: type, /) -> None:
+    """
+    add_shallow_type(class): its values never write their memory, and .clone() copies none of it.
+    """

@@ -35,6 +35,11 @@ _ARGUMENT_HANDLES: dict[type, int] = {_core.Box: 0, _core.Ref: LENT_SHARED, _cor
 _RESULT_HANDLES: dict[type, int] = {_core.Box: 0}
 
 
+def lend_columns(kind: type) -> None:
+    """Registers the class of column borrows: drust.frames, which is imported only where frames are."""
+    _ARGUMENT_HANDLES[kind] = LENT_MUTABLE
+
+
 class PartSpec(msgspec.Struct, frozen=True, array_like=True):
     """Which part of a split array is lent: place along the axis, and bytes in the block's buffer 0."""
 
@@ -45,6 +50,13 @@ class PartSpec(msgspec.Struct, frozen=True, array_like=True):
     layout: bytes  # shape, dtype and order of the part
 
 
+class ColumnSpec(msgspec.Struct, frozen=True, array_like=True):
+    """Which column of a frame is lent: its name and row group."""
+
+    name: str
+    row_group: int | None
+
+
 class CallHeader(msgspec.Struct, frozen=True, array_like=True):
     """The metadata of a call block. `parts` has an entry for each child: the part lent, if not all of it."""
 
@@ -52,6 +64,7 @@ class CallHeader(msgspec.Struct, frozen=True, array_like=True):
     name: str
     parts: list[PartSpec | None]
     again: bool = False  # it may be run again: what it gets by value is decoded with memory of its own
+    columns: dict[int, ColumnSpec] = {}  # by child: the column lent, of a frame
 
 
 class CompletionHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -136,7 +149,7 @@ class Outgoing:
 
     def outcome_of(self, loss: Loss | None) -> str:
         """What becomes of its mutable lends when its worker dies, for the error."""
-        mutable = [lend for lend in self.lends if isinstance(lend.guard, _core.RefMut)]
+        mutable = [lend for lend in self.lends if not isinstance(lend.guard, _core.Ref)]
         if loss.poisoned if loss else any(lend.in_place for lend in mutable):
             return "are poisoned"
         return "were rolled back" if mutable else "have ended"
@@ -154,6 +167,7 @@ class Outgoing:
                 expected="a call that moves no Box (it would die with its worker): lend it, or pass .clone()",
             )
         parts: list[PartSpec | None] = [None] * len(encoded.children)
+        columns: dict[int, ColumnSpec] = {}
         pointers: list[Child] = []
         pin: _core.Pin
         for index, (handle, flags) in enumerate(encoded.children):
@@ -166,6 +180,10 @@ class Outgoing:
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
+            column = getattr(handle, "_column", None)
+            if column is not None:
+                columns[index] = ColumnSpec(*column)
+                in_place = runtime.server_of(pin.pointer) == self.target and handle._is_large(pin)
             part = handle._part
             if part is not None:
                 parts[index] = _part_of(handle, part, pin)
@@ -174,7 +192,7 @@ class Outgoing:
             self.lends.append(_Lend(handle, in_place))
             pointers.append((*pin.pointer, lent))
             self.records.append(pointers[-1])
-        header = CallHeader(self._function, self.name, parts, self.retries > 0)
+        header = CallHeader(self._function, self.name, parts, self.retries > 0, columns)
         self._pin = write_block(_core.TASK_CODEC, header, encoded, pointers)
         self.pointer = self._pin.pointer
         for _, pin, _ in self._moved:
@@ -213,7 +231,7 @@ class Outgoing:
         """Ends every lend with the pointer that its completion brought; frees what only a pre-image was."""
         index = 0
         for guard, _ in self.lends:
-            if not isinstance(guard, _core.RefMut) or guard._part is not None:
+            if isinstance(guard, _core.Ref) or guard._part is not None:
                 guard._end_lend(self, "committed")
                 continue
             pointer = completion.lend(index, guard._box)
@@ -238,7 +256,7 @@ class Outgoing:
         """
         index = 0
         for guard, in_place in self.lends:
-            is_mutable = isinstance(guard, _core.RefMut)
+            is_mutable = not isinstance(guard, _core.Ref)
             pointer = None
             if is_mutable and loss is not None:
                 pointer, index = loss.lends[index] if index < len(loss.lends) else None, index + 1
@@ -373,9 +391,18 @@ def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
 
 
 def open_lent(
-    here: _core.Runtime, pointer: Pointer, flags: int, part: PartSpec | None, lease: lends.Lease
+    here: _core.Runtime,
+    pointer: Pointer,
+    flags: int,
+    part: PartSpec | None,
+    lease: lends.Lease,
+    column: ColumnSpec | None = None,
 ) -> lends.Lent:
     """What a task borrows, ready for its function."""
+    if column is not None:
+        from drust import frames
+
+        return frames.LentColumn(pointer, column.name, column.row_group, lease)
     if part is None:
         return lends.Lent(pointer, bool(flags & LENT_MUTABLE), lease, undo=bool(flags & UNDO))
     if runtime.server_of(pointer) == here.server:

@@ -234,6 +234,61 @@ class CodecError(OwnershipError, ValueError):
     reason: str = ""
 
 
+class NotAFrameError(OwnershipError, TypeError):
+    """Columns or rows of a value were asked for that has none."""
+
+    template = "{object} is no {wanted}"
+    advice = "Put a polars DataFrame or an Arrow Table with columns into the Box, and append its own kind."
+
+    object: str = "this value"
+    wanted: str = "frame with columns that drust can reach"
+
+
+class MissingColumnError(OwnershipError, KeyError):
+    """A frame has no column of that name, or several."""
+
+    template = "{object} has {count} columns named {column}[; it has {columns}]"
+    advice = "Name one that it has once; add a column with borrow_mut() or replace()."
+
+    object: str = "the frame"
+    column: str = "a name"
+    columns: tuple[str, ...] = ()
+    count: int = 0
+
+
+class ColumnKindError(OwnershipError, TypeError):
+    """A column of strings, categories, decimals or nested values: they have no fixed place to be written."""
+
+    template = "column {column} of {object} is {kind}, which cannot be written in place"
+    advice = "Replace the whole column: borrow_mut() the frame, or box.replace(frame.with_columns(...))."
+
+    object: str = "the frame"
+    column: str = "a name"
+    kind: str = "of variable size"
+
+
+class RowGroupError(OwnershipError, IndexError):
+    """A column lies in several row groups, each a block of its own, and it is not clear which is meant."""
+
+    template = "column {column} of {object} has {row_groups} row groups[, and {row_group} is none of them]"
+    advice = "Name one with row_group=, counted from 0, or merge them: box.replace(frame.rechunk())."
+
+    object: str = "the frame"
+    column: str = "a name"
+    row_groups: int = 0
+    row_group: str = ""
+
+
+class FrameSchemaError(OwnershipError, ValueError):
+    """Rows were to be appended whose columns are not those of the frame."""
+
+    template = "these rows do not fit {object}[: {reason}]"
+    advice = "Give them its columns: rows.select(frame.columns).cast(frame.schema)."
+
+    object: str = "the frame"
+    reason: str = ""
+
+
 # -- the world ---------------------------------------------------------------------------------------------
 
 

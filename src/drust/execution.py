@@ -107,7 +107,8 @@ def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, r
         flags = children[child][3]
         if not flags & (calls.LENT_SHARED | calls.LENT_MUTABLE):
             return handles.receive(call.pin, child)
-        lent = calls.open_lent(here, children[child][:3], flags, parts[child], lease)
+        column = call.header.columns.get(child)
+        lent = calls.open_lent(here, children[child][:3], flags, parts[child], lease, column)
         opened.append((child, lent))
         return lent.value
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from drust import _core, codecs, runtime, shipping
+from drust import _core, codecs, groups, runtime, shipping
 from drust.codecs import arrays
 from drust.errors import (
     AccessError,
@@ -41,7 +41,7 @@ from drust.errors import (
 )
 from drust.runtime import Pointer
 
-NOTHING, FREE_TREE, FREE_SHALLOW = 0, 1, 2  # what a Pin's end does, as in native/bind/runtime.hpp
+NOTHING, FREE_TREE, FREE_SHALLOW, FREE_TIED = 0, 1, 2, 4  # what a Pin's end does: native/bind/runtime.hpp
 
 KEPT = 8  # of a child pointer: in a version that a borrower made, the pre-image owns the child as well
 BORROWED = 2 | 4  # of a child pointer: the block does not own the child
@@ -55,6 +55,8 @@ Region: TypeAlias = tuple[int, int, int, int]
 
 def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     """A block with these parts: one copy of each buffer; children go with it."""
+    if encoded.children and encoded.codec in codecs.GROUPS:
+        return groups.write(encoded)
     owned: list[_core.Pin] = []
 
     def pointer_of(child: "_core.Box[Any]", flags: int) -> tuple[int, int, int, int]:
@@ -76,11 +78,22 @@ def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
             runtime.count("blocks_copied")
             runtime.count("bytes_copied", value.nbytes)
             return codecs.decode(pin), pin, True
+    _note_kind(value)
     return value, None, False
+
+
+def _note_kind(value: object) -> None:
+    """Frames and series are changed as objects, never in their memory: who kept one keeps a shallow copy."""
+    if type(value).__module__.startswith("polars.") and hasattr(value, "clone"):
+        _core.add_shallow_type(type(value))
 
 
 def _publish(box: "_core.Box[Any]") -> _core.Pin:
     encoded = codecs.encode(box._value)
+    if encoded.children and encoded.codec in codecs.GROUPS:
+        before = box._pin
+        is_version = before is not None and before.local is not None and groups.is_parent(before)
+        return groups.rewrite(encoded, before) if before is not None and is_version else groups.write(encoded)
     for child, _ in encoded.children:
         child._set_parent(box)
     block = write_encoded(encoded)
@@ -178,6 +191,9 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)
         runtime.count("decodes")
         return
+    if groups.is_parent(source):
+        _materialise_group(box, source, writable)
+        return
     owns_children = pin.on_release == FREE_TREE
     is_lent = box._lease is not None
 
@@ -189,9 +205,25 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
 
     block = PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
+    _note_kind(value)
     box._install(value, source, False, writable)
     if owns_children and writable and source.children:
         source.set_release(FREE_SHALLOW)
+
+
+def _materialise_group(box: "_core.Box[Any]", source: _core.Pin, writable: bool) -> None:
+    """A frame over the blocks of its columns: what changes it makes new ones, so the memory is read-only.
+
+    Elsewhere: 1 more round trip for all columns that this host has no copy of.
+    """
+    pin = box._pin
+    is_here = pin is not None and pin.local is not None
+    if writable and not is_here:
+        source = groups.move_parts(source)
+    parts = groups.open_parts(source) if is_here or writable else groups.fetch_parts(source)
+    value = codecs.decode(source, False, parts.__getitem__)
+    _note_kind(value)
+    box._install(value, source, False, writable)
 
 
 def hold(
@@ -248,9 +280,16 @@ def take_value(pointer: Pointer) -> Any:
     if runtime.server_of(pointer) == here.server:
         pin = here.open(pointer, False, FREE_TREE)
     else:
+        old = _core.Pin.hold(pointer, FREE_TIED)
         pin = here.take(pointer)
-        here.free(pointer, shallow=True)
+        if groups.is_parent(pin):
+            pin = groups.move_parts(pin)
+        del old
+    if groups.is_parent(pin):
+        return codecs.decode(pin, False, groups.open_parts(pin).__getitem__)
     return codecs.decode(pin.as_writable(), True, lambda index: hold(pin.children[index][:3], "owned"))
+
+
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -370,6 +409,8 @@ class _PrivateParts:
 def _clone(box: "_core.Box[Any]") -> object:
     """A copy of a live value as its codec makes it, the Boxes inside cloned: one encoding, no message."""
     encoded = codecs.encode(box._value)
+    if encoded.children and encoded.codec in codecs.GROUPS:
+        return box._value  # nobody can change it: the columns are shared until one is written
     clones = [child.clone() for child, _ in encoded.children]
     return codecs.decode(_PrivateParts(encoded), True, clones.__getitem__)
 
@@ -407,6 +448,7 @@ _core.set_hooks(
     survivors=_survivors,
     forbid_rollback=_forbid_rollback,
     queue_free=_queue_free,
+    settle=groups.settle,
 )
 codecs.register_handle(_core.Box)
 codecs.set_importable(shipping.is_importable)

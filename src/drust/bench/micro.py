@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from drust import config
-from drust.bench import borrows, machine_facts, remote, same_host
+from drust.bench import borrows, frames, machine_facts, remote, same_host
 from drust.bench.peers import Peers, Unavailable
 from drust.bench.report import Report
 from drust.bench.rows import Bench, Group, Row
@@ -26,6 +26,7 @@ GROUPS: dict[str, Group] = {
     "spawn": same_host.spawns,
     "one-server-program": borrows.one_server,
     "allocate": borrows.allocations,
+    "frames": frames.frames,
 }
 """What `--only` takes, and what it runs."""
 

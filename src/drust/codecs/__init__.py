@@ -6,9 +6,10 @@
 | 2 | `numpy.ndarray`, any dtype without objects | dtype and shape; the data | zero-copy |
 | 3, 4, 6 | `bytes`, `bytearray`, `array.array` | the bytes | one copy (Python owns the memory of these) |
 | 5 | `memoryview` | format and shape; the bytes | zero-copy |
-| 7 | pyarrow `Table`, `RecordBatch`, `Array`, `ChunkedArray` | one Arrow IPC stream | zero-copy |
+| 7 | pyarrow tables, batches and arrays | Arrow's buffers, a block a column | zero-copy |
 | 8 | polars `DataFrame`, `Series` | the same | zero-copy |
 | 9 | dense `torch.Tensor` in CPU memory | shape and type; the data | zero-copy |
+| 10 | a column of 7 or 8, tied to its frame's block | Arrow's buffers | its frame's |
 | 1000 and up | whatever others `register` | theirs | theirs |
 
 The numbers are part of the format of a block: they never change. pyarrow, polars and torch are imported only
@@ -25,12 +26,15 @@ from drust.codecs.base import (
     ARROW,
     BYTEARRAY,
     BYTES,
+    COLUMN,
+    GROUPS,
     MEMORYVIEW,
     NDARRAY,
     PICKLE,
     POLARS,
     THIRD_PARTY_MAX,
     THIRD_PARTY_MIN,
+    TIED,
     TORCH,
     Codec,
     Deferred,
@@ -54,12 +58,15 @@ __all__ = [
     "ARROW",
     "BYTEARRAY",
     "BYTES",
+    "COLUMN",
+    "GROUPS",
     "MEMORYVIEW",
     "NDARRAY",
     "PICKLE",
     "POLARS",
     "THIRD_PARTY_MAX",
     "THIRD_PARTY_MIN",
+    "TIED",
     "TORCH",
     "Codec",
     "Deferred",

@@ -8,7 +8,7 @@ The protocols here are all that codecs know of the native side. Rejected: import
 parties test a codec without a heap, and so do we.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pickle import PickleBuffer
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -24,6 +24,7 @@ ARRAY = 6
 ARROW = 7
 POLARS = 8
 TORCH = 9
+COLUMN = 10
 THIRD_PARTY_MIN = 1000  # below: drust's own, now and later
 THIRD_PARTY_MAX = 2**31 - 1  # above: blocks the runtime makes for itself
 
@@ -47,6 +48,37 @@ Part: TypeAlias = Buffer | Array | Deferred
 Deferred."""
 
 
+GROUPS = frozenset((ARROW, POLARS))
+"""Whose children are blocks without handles, all tied (see `Tied`); elsewhere children are Boxes."""
+
+TIED = 1
+"""A child's flag: fetched, moved and freed together with its parent."""
+
+
+class Tied(Protocol):
+    """A child without a handle: a block that belongs to its parent's, as a column does to its frame's."""
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes of its buffers."""
+        ...
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two that are the same memory, while both are alive: such a block need not be written
+        again.
+        """
+        ...
+
+    def equals(self, pin: "PinLike", /) -> bool:
+        """Whether a block holds the same, as far as that is cheaply known."""
+        ...
+
+    def encode(self) -> "Encoded":
+        """Its block."""
+        ...
+
+
 class Encoded(NamedTuple):
     """A value in parts. Valid only while nobody changes the value: the buffers are the value's own memory."""
 
@@ -54,12 +86,15 @@ class Encoded(NamedTuple):
     meta: bytes
     buffers: Sequence[Part]
     children: Sequence[tuple[Any, int]] = ()
-    """Handles (Boxes) and their flags, in the order of the block's pointer table."""
+    """Handles (Boxes) and their flags, in the order of the block's pointer table; of the codecs in `GROUPS`,
+    what becomes a block with this one (see `Tied`).
+    """
 
     @property
     def nbytes(self) -> int:
-        """Bytes the buffers will take in the block."""
-        return sum(part_bytes(part) for part in self.buffers)
+        """Bytes the buffers will take in the block, and in those tied to it."""
+        tied = sum(child.nbytes for child, _ in self.children) if self.codec in GROUPS else 0
+        return sum(part_bytes(part) for part in self.buffers) + tied
 
 
 class PinLike(Protocol):
@@ -151,7 +186,7 @@ class Codec(Protocol):
         Args:
             pin: the block.
             writable: whether the value may be changed; if not, what it shares with the block is read-only.
-            child: gives the handle for the block's child `i`.
+            child: gives the handle for the block's child `i`, or the pin of one that is tied.
         """
         ...
 
@@ -167,8 +202,12 @@ def part_bytes(part: Part) -> int:
 
 def fill(draft: DraftLike[Any], index: int, part: Part) -> None:
     """Writes one buffer into its place: one copy, no temporary, whatever the strides."""
-    if part_bytes(part) == 0:
-        return
+    if part_bytes(part) != 0:
+        fill_some(draft, index, part)
+
+
+def fill_some(draft: DraftLike[Any], index: int, part: Part) -> None:
+    """As `fill`, for a part that is known not to be empty."""
     if isinstance(part, Deferred):
         part.fill(draft.buffer(index))
     elif not isinstance(part, np.ndarray):

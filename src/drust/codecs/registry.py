@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from drust.codecs.base import (
     ARROW,
+    COLUMN,
     POLARS,
     THIRD_PARTY_MAX,
     THIRD_PARTY_MIN,
@@ -26,7 +27,7 @@ from drust.codecs.base import (
     Encoded,
     PinLike,
     RuntimeLike,
-    fill,
+    fill_some,
     part_bytes,
     type_name,
 )
@@ -35,8 +36,8 @@ from drust.errors import CodecError, DrustError, InternalError
 _P = TypeVar("_P")
 
 _OPTIONAL_MODULES = {"pyarrow": "arrow", "polars": "frames", "torch": "tensors"}
-_OPTIONAL_NUMBERS = {ARROW: "arrow", POLARS: "frames", TORCH: "tensors"}
-_OPTIONAL_NAMES = {ARROW: "arrow", POLARS: "polars", TORCH: "torch"}
+_OPTIONAL_NUMBERS = {ARROW: "arrow", COLUMN: "arrow", POLARS: "frames", TORCH: "tensors"}
+_OPTIONAL_NAMES = {ARROW: "arrow", COLUMN: "column", POLARS: "polars", TORCH: "torch"}
 
 
 class _Entry(NamedTuple):
@@ -199,7 +200,8 @@ def write(
     sizes = [part_bytes(part) for part in encoded.buffers]
     draft = runtime.allocate(encoded.codec, encoded.meta, sizes, children)
     for index, part in enumerate(encoded.buffers):
-        fill(draft, index, part)
+        if sizes[index]:
+            fill_some(draft, index, part)
     return draft.publish()
 
 

@@ -19,7 +19,14 @@ from drust.codecs.arrays import decode_array, encode_array
 from drust.codecs.base import TORCH, Array, Encoded, PinLike
 from drust.codecs.registry import install
 
-_WITHOUT_NUMPY = {"torch.bfloat16": np.dtype(np.int16)}  # stored as integers of their size
+_WITHOUT_NUMPY = {  # what numpy has no name for, stored as integers of its size
+    "torch.bfloat16": "int16",
+    "torch.float8_e4m3fn": "uint8",
+    "torch.float8_e4m3fnuz": "uint8",
+    "torch.float8_e5m2": "uint8",
+    "torch.float8_e5m2fnuz": "uint8",
+    "torch.float8_e8m0fnu": "uint8",
+}
 
 
 class _Memory:
@@ -45,7 +52,8 @@ class TorchCodec:
             return None
         kind = str(value.dtype)
         try:
-            array = (value.view(torch.int16) if kind in _WITHOUT_NUMPY else value).numpy()
+            integers = _WITHOUT_NUMPY.get(kind)
+            array = (value if integers is None else value.view(getattr(torch, integers))).numpy()
         except (TypeError, RuntimeError):  # a dtype numpy lacks
             return None
         parts = encode_array(array)

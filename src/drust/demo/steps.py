@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import polars as pl
 
 import drust
 from drust.demo import flights, reference, work
@@ -54,6 +55,7 @@ def run(servers: int = 2, workers: int = 1, bars: Bars | None = None) -> Report:
         program = _Program(session, path, bars or NoBars())
         program.load()
         program.reduce()
+        program.share_a_frame()
         program.borrow_here()
         if servers > 1:
             program.borrow_elsewhere()
@@ -101,6 +103,39 @@ class _Program:
         self._compare("means", totals)
         self.report.claim(
             "a task that was lent a value of its own server reads it in place", _transfers(row) == (0, 0), row
+        )
+
+    def share_a_frame(self) -> None:
+        """A polars frame of the last server, read by the next one, before and after a column was written."""
+        home = self._servers - 1
+        away = (home + 1) % self._servers
+        reads = 2 if self._servers > 1 else 0
+        frame = self._frame[flights.share(self._frame.height, home, self._servers)]
+        box = drust.spawn(work.load_frame, self._path, home, self._servers, server=home).join()
+        with self._meter.step(f"read a frame of {frame.width} columns") as row:
+            seen = drust.spawn(work.late_carriers, box.borrow(), server=away).join()
+        self.report.check("arrival delays by carrier, of a frame", seen, work.late_carriers(frame))
+        self.report.claim(
+            f"a frame elsewhere: {reads} reads, however many columns", _transfers(row) == (reads, 0), row
+        )
+        whole = row.counts["wire_bytes"]
+        with self._meter.step("write one of its columns, where it lies") as row:
+            early = drust.spawn(work.clip_early, box.column_mut("arr_delay"), server=home).join()
+        self.report.check("early arrivals", early, frame.filter(pl.col("arr_delay") < 0).height)
+        self.report.claim(
+            "a column lent to a task of its server is written there: 0 reads and writes",
+            _transfers(row) == (0, 0),
+            row,
+        )
+        with self._meter.step("read the frame again, and drop it") as row:
+            seen = drust.spawn(work.late_carriers, box.borrow(), server=away).join()
+            del box
+        frame = frame.with_columns(pl.col("arr_delay").clip(lower_bound=0))
+        self.report.check("the same after the column was written", seen, work.late_carriers(frame))
+        self.report.claim(
+            "of a frame that was read before, only the column that was written travels again",
+            _transfers(row) == (reads, 0) and row.counts["wire_bytes"] * frame.width <= 2 * whole,
+            row,
         )
 
     def borrow_here(self) -> None:
