@@ -83,6 +83,7 @@ class Garden {
       const auto operation = static_cast<wire::Operation>(header.operation);
       if (operation == wire::Operation::write_region) expect_write(header, body);
       if (operation == wire::Operation::free_blocks && !expect_frees(body, header.body_bytes)) return seen;
+      if (operation == wire::Operation::read_blocks && !is_list(body, header.body_bytes)) return seen;
       if (operation == wire::Operation::control && ends_at_control) return seen;
     }
     return seen;
@@ -122,6 +123,18 @@ class Garden {
         plant.whole.at(start + chunk * region.stride_bytes + index) = *body++;
       }
     }
+  }
+
+  // False if the list of blocks to be read is malformed: nothing behind it is read.
+  [[nodiscard]] bool is_list(const std::byte* body, std::uint64_t bytes) const {
+    std::vector<wire::BlockItem> items(bytes / sizeof(wire::BlockItem));
+    std::memcpy(static_cast<void*>(items.data()), body, bytes);
+    std::uint64_t total_bytes = 0;
+    for (const wire::BlockItem& item : items) {
+      total_bytes += item.extent_bytes + sizeof(wire::Trailer);
+      if (!wire::check(item, host_.partition->server()).ok() || total_bytes > kFrameBodyBytesMax) return false;
+    }
+    return true;
   }
 
   // False if the batch is malformed: nothing behind it is read.
