@@ -51,19 +51,12 @@ def fill(rows: Any, number: int) -> None:
 
 # -- random programs ---------------------------------------------------------------------------------------
 
-passed: dict[str, int] = {}  # by the runs of this module: kill points
 
-
-def play(seed: int, kills: int, servers: int, workers: int) -> None:
-    """A run whose seed is printed, and whose kill points count for the test below."""
+def play(seed: int, kills: int, servers: int, workers: int) -> chaos.Report:
     print(f"chaos: seed {seed}")
-    with (
-        faults.Board() as board,
-        drust.init(servers=servers, workers=workers, heap_bytes="256MiB") as session,
-    ):
-        print(chaos.Run(session, board, seed).play(kills))
-        for point, count in board.passed().items():
-            passed[point] = passed.get(point, 0) + count
+    report = chaos.run(seed, kills, servers, workers)
+    print(report)
+    return report
 
 
 @pytest.mark.timeout(300)

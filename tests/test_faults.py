@@ -56,10 +56,10 @@ def victims(session: Session, server: int) -> list[int]:
 def test_a_worker_dies_at_an_armed_kill_point_in_the_way_it_was_told(armed, how):
     session, board = armed
     chaos.wait_attached(session)
-    rows = [board.arm(each, "queue.take.running", action=how) for each in victims(session, 1)]
+    rows = [board.arm(each, "queue.return.written", action=how) for each in victims(session, 1)]
     with pytest.raises(WorkerLostError, match="total"):
         drust.spawn(total, Box(np.ones(3)).borrow(), server=1).join(timeout=WAIT_S)
-    assert [point for point in map(board.disarm, rows) if point] == ["queue.take.running"]
+    assert [point for point in map(board.disarm, rows) if point] == ["queue.return.written"]
 
 
 def test_a_task_can_arm_its_own_worker(armed):
@@ -222,3 +222,12 @@ def test_what_cannot_be_armed_is_refused():
     with pytest.raises(ValueError, match="counts from 1"):
         board.arm(1, "queue.push.ready", nth=0)
     board.close()
+
+
+def test_a_task_that_had_not_begun_runs_on_another_worker(armed):
+    session, board = armed
+    chaos.wait_attached(session)
+    row = board.arm(victims(session, 1)[0], "queue.take.running")
+    while board.fired(row) is None:
+        assert drust.spawn(total, Box(np.ones(3)).borrow(), server=1).join(timeout=20) == 3
+    board.disarm(row)
