@@ -251,9 +251,12 @@ class _Plane:
     def processes(self) -> list[dict[str, int]]:
         return [{"slot": 7, "generation": 9, "pid": self.running()}, {"slot": 8, "generation": 1, "pid": 1}]
 
-    def reap(self, slot: int, generation: int) -> int:
+    def reap(self, slot: int, generation: int, pid: int, reason: str) -> int:
         self.reaped.append((slot, generation))
         return self.lost_tasks
+
+    def tend(self) -> int:
+        return 0
 
     def counters(self) -> dict[str, int]:
         return {"tasks_run": self.tasks_run}
@@ -330,31 +333,22 @@ def test_a_dead_worker_is_reaped_and_replaced(staged: Any, loop: Loop) -> None:
     _stop(stage, loop)
 
 
-def test_how_a_worker_ended_is_known_before_it_is_reaped(staged: Any, loop: Loop) -> None:
-    known: list[str] = []
-    stage = SimpleNamespace()
+def test_the_reaper_is_told_how_a_worker_ended(staged: Any, loop: Loop) -> None:
+    told: list[str] = []
 
-    def reap(self: _Plane, slot: int, generation: int) -> int:
-        known.append(stage.place.reason())
+    def reap(self: _Plane, slot: int, generation: int, pid: int, reason: str) -> int:
+        told.append(reason)
         return 0
 
-    def is_enough(message: messages.Message) -> bool:
-        return isinstance(message, messages.WorkerLost)
-
-    original_reap, original_start = _Plane.reap, pool.Pool._start_in
-
-    def start_in(staff: pool.Pool, place: pool.Place) -> None:
-        stage.place = place
-        original_start(staff, place)
-
+    original = _Plane.reap
     try:
-        _Plane.reap, pool.Pool._start_in = reap, start_in  # type: ignore[method-assign]
-        result = staged("kill -6 $$", is_enough)
+        _Plane.reap = reap  # type: ignore[method-assign]
+        stage = staged("kill -6 $$", lambda message: isinstance(message, messages.WorkerLost))
     finally:
-        _Plane.reap, pool.Pool._start_in = original_reap, original_start  # type: ignore[method-assign]
-    assert known == ["killed by SIGABRT"]
-    assert result.reports[-1].reason == "killed by SIGABRT"
-    _stop(result, loop)
+        _Plane.reap = original  # type: ignore[method-assign]
+    assert told == ["killed by SIGABRT"]
+    assert stage.reports[-1].reason == "killed by SIGABRT"
+    _stop(stage, loop)
 
 
 def test_a_reaper_that_fails_once_goes_on_with_the_next(staged: Any, loop: Loop) -> None:
@@ -364,7 +358,7 @@ def test_a_reaper_that_fails_once_goes_on_with_the_next(staged: Any, loop: Loop)
         deaths.append(message)
         return len(deaths) == 2
 
-    def reap(self: _Plane, slot: int, generation: int) -> int:
+    def reap(self: _Plane, slot: int, generation: int, pid: int, reason: str) -> int:
         self.reaped.append((slot, generation))
         if len(self.reaped) == 1:
             raise RuntimeError("a peer sent nonsense")
@@ -431,7 +425,7 @@ def test_workers_that_die_of_their_tasks_are_always_replaced(staged: Any, loop: 
     stage = SimpleNamespace()
     original = _Plane.reap
     try:
-        _Plane.reap = lambda self, slot, generation: 1  # type: ignore[method-assign]
+        _Plane.reap = lambda self, *_: 1  # type: ignore[method-assign]
         stage = staged("exit 3", is_enough)
     finally:
         _Plane.reap = original  # type: ignore[method-assign]
