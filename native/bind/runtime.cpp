@@ -220,8 +220,8 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
     if (!sent.ok()) {
       runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
     } else if (!is_here) {
+      release_block(task, OnRelease::free_shallow, 0);  // first: while the record names it, a reaper frees it
       if (waiting != nullptr) waiting->call.store(tasks::Record::kCallArrived);
-      release_block(task, OnRelease::free_shallow, 0);
     }
     return sent;
   }();
