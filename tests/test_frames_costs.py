@@ -560,7 +560,7 @@ def test_a_task_that_dies_while_it_writes_a_large_column_in_place_poisons_the_fr
     box = Box(wide(2, 200_000))
     with pytest.raises(WorkerLostError, match="poisoned"):
         drust.spawn(corrects_and_dies, box.column_mut("c0")).join()
-    with pytest.raises(drust.errors.PoisonError), box.borrow():
+    with pytest.raises(drust.errors.PoisonedError), box.borrow():
         pass
     box.replace(wide(2, 3))
     with box.borrow() as frame:

@@ -241,19 +241,24 @@ nb::object take_task(Runtime& runtime, std::uint32_t timeout_ms) {
   return nb::cast(TaskEntry{entry.value()});
 }
 
-// The end of a task: decides that it has returned, then sends its completion home: a write in this partition, or 1
-// round trip. Both blocks are not this process's any more. If it was declared lost before, this process was fenced.
+// The end of a task, in two steps. First it is decided that it has returned: its completion is the entry's, its call
+// block this process's. If it was declared lost before, this process was fenced.
+void returned(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
+  const GlobalPointer completion = to_pointer(completion_tuple);
+  if (!runtime.queue->returned(entry.entry, completion)) {
+    raise(Status(Code::worker_lost, "this worker was declared lost while it ran"));
+  }
+  server::release_versions(*runtime.heap, completion, runtime.process);
+  runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
+}
+
+// Then the completion goes home: a write in this partition, or 1 round trip.
 void give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
   const GlobalPointer completion = to_pointer(completion_tuple);
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
-    if (!runtime.queue->returned(entry.entry, completion)) {
-      return Status(Code::worker_lost, "this worker was declared lost while it ran");
-    }
-    server::release_versions(*runtime.heap, completion, runtime.process);
     const Status sent =
         server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion);
-    runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
     runtime.queue->finish(entry.entry);
     return sent.code() == Code::server_lost ? Status() : sent;  // nobody is left to hear of it
   }();
@@ -397,6 +402,7 @@ void register_runtime(nb::module_& module) {
       .def("withdraw", [](Runtime& r, nb::tuple task) { return r.queue->withdraw(to_pointer(task)); })
       .def("take_child", &take_child, nb::arg("task"), nb::arg("index"))
       .def("take_task", &take_task, nb::arg("timeout_ms"))
+      .def("returned", &returned, nb::arg("entry"), nb::arg("completion"))
       .def("give_home", &give_home, nb::arg("entry"), nb::arg("completion"))
       .def("forbid_rollback",
            [](Runtime& r, const TaskEntry& entry) { r.queue->forbid_rollback(entry.entry); }, nb::arg("entry"))

@@ -89,10 +89,12 @@ def run_task(here: _core.Runtime, entry: _core.TaskEntry) -> None:
     completion.disown()
     here.count(TASKS_RUN)
     try:
-        here.give_home(entry, pointer)
+        here.returned(entry, pointer)
     except WorkerLostError:
         os._exit(_FENCED)
     call.pin.set_release(calls.RELEASE_SHALLOW)
+    del call  # its block goes before anybody hears of the end, unless the task has kept a view of it
+    here.give_home(entry, pointer)
 
 
 def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, remote: bool) -> _core.Pin:
