@@ -50,11 +50,17 @@ inline constexpr std::uint32_t kConnectTimeoutMs = 2000;
 inline constexpr std::uint32_t kPeerTimeoutMs = 4000;  // a cut cable or a stopped peer is an error after this
 inline constexpr std::uint32_t kHeartbeatMs = 1000;
 
+// Replicas.
+inline constexpr std::uint32_t kPromotionWaitMs = 4500;  // a request to a lost server waits so long for its successor
+inline constexpr std::uint32_t kFreesKeptMs = 3000;  // frees that a server may have taken with it are kept, to be repeated
+inline constexpr std::uint64_t kReplicaBatchBytes = 16ULL << 20;  // one commit of what a new backup is given
+inline constexpr std::uint32_t kReplicaBatchBlocks = 256;
+
 static_assert(kServerBits + kGranuleBits == 48);
 static_assert(kSegmentBytes % 4096 == 0 && kSpanBytesMax % kSegmentBytes == 0);
 static_assert(kSmallBlockBytesMax * 8 <= kSpanBytesMax);
 static_assert(kProcessesMax % 64 == 0);
 static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0);
-static_assert(kPeerTimeoutMs < 5000, "every wait on a lost server must end within 5 s");
+static_assert(kPeerTimeoutMs < 5000 && kPromotionWaitMs < 5000, "every wait on a lost server must end within 5 s");
 
 }  // namespace drust

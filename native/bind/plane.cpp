@@ -110,6 +110,16 @@ std::size_t reap(Plane& plane, std::uint32_t slot, std::uint32_t generation) {
   return lost.size();
 }
 
+nb::tuple usage_tuple(const server::Replicas::Usage& usage) { return nb::make_tuple(usage.versions, usage.bytes); }
+
+nb::tuple protect(Plane& plane, ServerId backup, ServerId server) {
+  Result<server::Replicas::Usage> sent = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.server->protect(backup, server);
+  }();
+  return usage_tuple(unwrap(std::move(sent)));
+}
+
 void close(Plane& plane) {
   nb::gil_scoped_release unlocked;
   plane.runtime.partition->close();
@@ -120,6 +130,7 @@ void close(Plane& plane) {
 }  // namespace
 
 void register_plane(nb::module_& module) {
+  module.attr("NO_SERVER") = kNoServer;
   nb::class_<Plane>(module, "ServerPlane", "A server's partition and serve threads.")
       .def_static("create", &create, nb::arg("server"), nb::arg("incarnation"), nb::arg("heap_bytes"), nb::arg("host"),
                   nb::arg("port"), nb::arg("threads"), nb::arg("token"), nb::arg("log").none(), nb::arg("pid"),
@@ -127,10 +138,17 @@ void register_plane(nb::module_& module) {
       .def_prop_ro("memfd", [](const Plane& p) { return p.runtime.partition->memfd(); })
       .def_prop_ro("port", [](const Plane& p) { return p.server->port(); })
       .def("set_endpoint",
-           [](Plane& p, ServerId server, std::uint64_t epoch, const std::string& host, std::uint16_t port) {
-             p.runtime.partition->set_endpoint(server, {epoch, host, port});
+           [](Plane& p, ServerId server, std::uint64_t epoch, const std::string& host, std::uint16_t port,
+              ServerId by, ServerId backup) {
+             p.runtime.partition->set_endpoint(server, {epoch, host, port, by, backup});
            },
-           nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"))
+           nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"), nb::arg("by") = kNoServer,
+           nb::arg("backup") = kNoServer)
+      .def("fail_records", [](Plane& p, ServerId lost) { return p.server->fail_records(lost); }, nb::arg("lost"))
+      .def("promote", [](Plane& p, ServerId lost) { return usage_tuple(p.server->promote(lost)); }, nb::arg("lost"))
+      .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
+      .def("protect", &protect, nb::arg("backup"), nb::arg("server"))
+      .def("replicas", [](const Plane& p) { return usage_tuple(p.server->replicas()); })
       .def("take_control", &take_control, nb::arg("timeout_ms"))
       .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
       .def("reap", &reap, nb::arg("slot"), nb::arg("generation"))

@@ -50,7 +50,7 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 [[nodiscard]] constexpr bool is_colour(std::uint64_t state) noexcept { return (state >> 48) != 0; }
 
 // Who answers for a block's life. Changed by compare-and-swap.
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue };
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, replica };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;
@@ -59,6 +59,12 @@ enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, q
 [[nodiscard]] constexpr ProcessId owner_process(std::uint64_t word) noexcept {
   return {static_cast<std::uint32_t>(word & 0xffffU), static_cast<std::uint32_t>((word >> 16) & 0xffffffU)};
 }
+
+// Bits of BlockHeader::flags: what was done with the bytes at this address. They end with the block.
+enum BlockFlag : std::uint32_t {
+  kReplicated = 1,  // this very version is on the backup server; a new colour clears it
+  kHasReplica = 2,  // some version of this block was sent there: its free must be told
+};
 
 struct BlockHeader {
   std::atomic<std::uint64_t> state;   // see above; any process, compare-and-swap
@@ -71,7 +77,7 @@ struct BlockHeader {
   std::uint32_t meta_bytes;
   std::uint64_t value_bytes;          // what a person would call its size: bytes of buffers
   std::atomic<std::uint32_t> task;    // number of the task that made it, 0 outside of one; its process, then reapers
-  std::atomic<std::uint32_t> flags;   // none yet; any process
+  std::atomic<std::uint32_t> flags;   // BlockFlag; any process
 };
 static_assert(sizeof(BlockHeader) == 64);
 

@@ -35,7 +35,8 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::read_block: return {true, false, false};
     case Operation::read_region:
     case Operation::write_region: return {true, true, false};
-    case Operation::submit: return {true, false, false};
+    case Operation::submit:
+    case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::complete: return {true, false, true};
     case Operation::free_blocks:
     case Operation::put_block:
@@ -67,6 +68,8 @@ Status check_body(const RequestHeader& header, Operation operation) {
       return is_extent(bytes) && bytes == header.extent_bytes
                  ? Status()
                  : bad(name, "the body is not as long as the block");
+    case Operation::replicate:
+      return bytes == header.extent_bytes ? Status() : bad(name, "the body is not as long as the block");
     case Operation::submit:
       return is_extent(bytes) ? Status() : bad(name, "the body is too short or too long for a block");
     case Operation::complete:
@@ -91,6 +94,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::submit: return "submit";
     case Operation::complete: return "complete";
     case Operation::ping: return "ping";
+    case Operation::replicate: return "replicate";
     case Operation::control: return "control";
     case Operation::count_: break;
   }
@@ -123,8 +127,9 @@ Status check(const RequestHeader& header) {
   if (header.flags != 0) return bad(name, "unknown flags");
   if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
   const bool is_outcome = header.argument == 1 || header.argument == 2;  // tasks::RecordState done, lost
-  if (rule.has_argument ? !is_outcome : header.argument != 0)
-    return bad(name, "the argument is out of range");
+  const bool is_replica = operation == Operation::replicate;
+  const bool fits = is_replica ? (header.argument & ~Replicate::kAll) == 0 : header.argument == 0;
+  if (rule.has_argument ? !is_outcome : !fits) return bad(name, "the argument is out of range");
   if (rule.has_pointer) {
     if (!is_place(header.address)) return bad(name, "the address is nowhere");
     if (!is_colour(header.colour)) return bad(name, "the colour is none");
@@ -136,6 +141,10 @@ Status check(const RequestHeader& header) {
   if (rule.has_region) {
     if (const auto bytes = total_bytes(header.region, header.extent_bytes); !bytes.ok())
       return bytes.status();
+  } else if (is_replica) {
+    if (header.region.offset_bytes == 0 || !is_empty({0, header.region.chunk_bytes, header.region.count,
+                                                      header.region.stride_bytes}))
+      return bad(name, "it has a stamp and no region");
   } else if (!is_empty(header.region)) {
     return bad(name, "it has no region");
   }
@@ -162,11 +171,15 @@ Status check(const ReplyHeader& header, Operation operation) {
   return {};
 }
 
-Status check(const FreeItem& item, ServerId server) {
-  if (!is_place(item.address) || Address(item.address).server() != server)
-    return bad("free_blocks", "the block lives elsewhere");
-  if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
-  if ((item.flags & ~FreeItem::kShallow) != 0) return bad("free_blocks", "unknown flags");
+Status check(const FreeItem& item) {
+  const char* name = "free_blocks";
+  if (!is_place(item.address)) return bad(name, "the block is nowhere");
+  const std::uint64_t notice = item.flags & FreeItem::kNotice;
+  if ((item.flags & ~(FreeItem::kShallow | FreeItem::kNotice)) != 0) return bad(name, "unknown flags");
+  if ((notice & (notice - 1)) != 0 || (notice != 0 && notice != item.flags))
+    return bad(name, "flags that exclude each other");
+  if (notice == FreeItem::kReplica ? item.colour == 0 : !is_colour(item.colour))
+    return bad(name, "the colour is none");
   return {};
 }
 

@@ -26,6 +26,9 @@ enum class Operation : std::uint8_t {
   submit,          // pointer: the record at home; body: a task block, to be queued there
   complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
   ping,
+  // pointer: a block of the sender's server; body: that block; region.offset_bytes: the batch's stamp; argument:
+  // Replicate bits. The last of a batch commits all of it and is answered; the others have no reply.
+  replicate,
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   count_,
 };
@@ -73,8 +76,18 @@ struct Trailer {
 
 static_assert(sizeof(Trailer) == 8);
 
+struct Replicate {
+  static constexpr std::uint16_t kMore = 1;       // not the last of its batch
+  static constexpr std::uint16_t kConfirmed = 4;  // owned by a process of another server: see FreeItem::kConfirm
+  static constexpr std::uint16_t kAll = kMore | kConfirmed;
+};
+
+// What travels in batches without a reply: frees, and what a backup server is told about blocks of others.
 struct FreeItem {
   static constexpr std::uint64_t kShallow = 1;  // this block alone, not the children it owns
+  static constexpr std::uint64_t kReplica = 2;  // replicas of the address older than the stamp in `colour` can go
+  static constexpr std::uint64_t kConfirm = 4;  // this version is owned by a process of a server not its own
+  static constexpr std::uint64_t kNotice = kReplica | kConfirm;  // at most one of them, and alone
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t flags;
@@ -95,8 +108,8 @@ inline constexpr std::uint64_t kSentenceBytesMax = 512;
 [[nodiscard]] Status check(const RequestHeader& header);
 // Likewise for the reply to `operation`: bad_request also for a reply to something else.
 [[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
-// A batch of frees for `server`.
-[[nodiscard]] Status check(const FreeItem& item, ServerId server);
+// One of a batch. Whether this server answers for its address is the server's to say.
+[[nodiscard]] Status check(const FreeItem& item);
 
 [[nodiscard]] const char* name_of(Operation operation) noexcept;
 

@@ -11,6 +11,8 @@ namespace drust::server {
 namespace {
 
 constexpr auto kFreeDelay = std::chrono::milliseconds(3);
+constexpr auto kUnsureLook = std::chrono::milliseconds(100);
+constexpr auto kSuccessorLook = std::chrono::milliseconds(2);
 
 heap::Counter counter_of(std::uint8_t operation) noexcept {
   switch (static_cast<wire::Operation>(operation)) {
@@ -21,11 +23,18 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::submit: return heap::Counter::submit_messages;
     case wire::Operation::complete: return heap::Counter::complete_messages;
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
+    case wire::Operation::replicate: return heap::Counter::replica_messages;
     case wire::Operation::ping:
     case wire::Operation::control:
     case wire::Operation::count_: break;
   }
   return heap::Counter::control_messages;
+}
+
+// Meant for that very server, not for whoever has its blocks.
+bool is_personal(std::uint8_t operation) noexcept {
+  return operation == static_cast<std::uint8_t>(wire::Operation::ping) ||
+         operation == static_cast<std::uint8_t>(wire::Operation::control);
 }
 
 bool may_be_repeated(std::uint8_t operation) noexcept {
@@ -43,14 +52,44 @@ Status lost(ServerId server, Status status) {
 }  // namespace
 
 Status Peers::Pool::ask(ServerId server, Call& call) {
+  const auto deadline = Clock::now() + std::chrono::milliseconds(kPromotionWaitMs);
+  const bool is_repeatable = may_be_repeated(call.request.operation) && !is_personal(call.request.operation);
+  for (;;) {
+    const heap::Endpoint at = partition.endpoint(server);
+    if (at.by != kNoServer && is_personal(call.request.operation)) {
+      return lost(server, Status(Code::server_lost,
+                                 "it has ended; server " + std::to_string(at.by) + " has its replicas"));
+    }
+    Status status = ask_once(server, call);
+    if (status.code() != Code::server_lost || !is_repeatable) return status;
+    if (!await_successor(server, at.epoch, deadline)) return status;
+  }
+}
+
+bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::time_point deadline) const {
+  for (;;) {
+    const heap::Endpoint now = partition.endpoint(server);
+    if (now.epoch != epoch && now.port != 0) return true;
+    // The engine takes the backup out of the row when there is nothing to wait for.
+    if (now.backup == kNoServer || partition.is_closed() || Clock::now() >= deadline) return false;
+    std::this_thread::sleep_for(kSuccessorLook);
+  }
+}
+
+Status Peers::Pool::ask_once(ServerId server, Call& call) {
   if (is_forked()) return Status(Code::closed, "this process was forked from the one that was connected");
-  const std::vector<wire::FreeItem> frees = frees_.take(server);
+  std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
   for (;;) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
-    if (!lease.ok()) return give_up(server, lease.status());
+    if (!lease.ok()) return give_up(server, lease.status(), std::move(frees));
+    if (call.epoch != 0 && lease.value().epoch != call.epoch) {
+      connections_.give_back(server, std::move(lease.value()));
+      return give_up(server, Status(Code::server_lost, "it has ended"), std::move(frees));
+    }
     const bool is_pooled = lease.value().is_pooled;
+    const std::uint64_t epoch = lease.value().epoch;
     Outcome outcome = exchange(*lease.value().stream, call, frees);
     // Its peer had gone while it was idle. Not after silence: a second wait would break the bound.
     const bool was_dead = outcome.status.code() == Code::server_lost && is_pooled;
@@ -61,29 +100,62 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
     count_message(call, frees.size());
     if (outcome.is_connection_good) {
       connections_.give_back(server, std::move(lease.value()));
+      remember(server, epoch, std::move(frees));
       return std::move(outcome.status);
     }
-    return give_up(server, std::move(outcome.status));
+    return give_up(server, std::move(outcome.status), std::move(frees));
   }
 }
 
 void Peers::Pool::free_later(const GlobalPointer& remote, bool shallow) {
-  if (is_forked() || remote.is_null()) return;
-  const wire::FreeItem item{remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0};
-  const std::size_t count = frees_.add(remote.address.server(), item);
+  if (remote.is_null()) return;
+  queue(remote.address.server(),
+        {remote.address.raw(), remote.colour, shallow ? wire::FreeItem::kShallow : 0});
+}
+
+void Peers::Pool::queue(ServerId destination, const wire::FreeItem& item) {
+  if (is_forked()) return;
+  const std::size_t count = frees_.add(destination, item);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_) return;
-  if (!sweeper_.joinable()) {
-    try {
-      sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });
-    } catch (const std::system_error&) {
-      return;  // no thread to be had: the next request to that server takes them along
-    }
-  }
+  start_sweeper();
   if (count == 1 || count % kFreesPerBatchMax == 0) {
     has_full_batch_ = has_full_batch_ || count >= kFreesPerBatchMax;
     changed_.notify_one();
   }
+}
+
+void Peers::Pool::start_sweeper() {
+  if (sweeper_.joinable()) return;
+  try {
+    sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });
+  } catch (const std::system_error&) {
+    // no thread to be had: the next request to that server takes them along
+  }
+}
+
+// A server that has a backup passes on what its frees mean for replicas a few milliseconds later. If it is lost
+// before, they are repeated to whoever takes its place: a free may come twice.
+void Peers::Pool::remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees) {
+  if (frees.empty() || partition.endpoint(server).backup == kNoServer) return;
+  std::erase_if(frees, [](const wire::FreeItem& item) { return (item.flags & wire::FreeItem::kNotice) != 0; });
+  if (frees.empty()) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (is_closed_) return;
+  unsure_.push_back({Clock::now(), server, epoch, std::move(frees)});
+  start_sweeper();
+  if (unsure_.size() == 1) changed_.notify_one();
+}
+
+void Peers::Pool::repeat_unsure() {
+  const auto oldest = Clock::now() - std::chrono::milliseconds(kFreesKeptMs);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::erase_if(unsure_, [&](const Unsure& each) {
+    const heap::Endpoint now = partition.endpoint(each.server);
+    if (now.epoch == each.epoch || now.port == 0) return each.sent < oldest && now.epoch == each.epoch;
+    for (const wire::FreeItem& item : each.frees) frees_.add(each.server, item);
+    return true;
+  });
 }
 
 void Peers::Pool::flush() {
@@ -116,39 +188,57 @@ void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
   partition.count(process, heap::Counter::bytes_received, call.received_bytes);
 }
 
-Status Peers::Pool::give_up(ServerId server, Status status) {
+Status Peers::Pool::give_up(ServerId server, Status status, std::vector<wire::FreeItem> frees) {
   Status error = lost(server, std::move(status));
-  if (error.code() == Code::server_lost) frees_.drop(server);
+  if (error.code() != Code::server_lost) return error;
+  const heap::Endpoint now = partition.endpoint(server);
+  if (now.backup == kNoServer) {
+    frees_.drop(server);
+    return error;
+  }
+  while (!frees.empty()) {
+    remember(server, now.epoch, std::move(frees));
+    frees = frees_.take(server);
+  }
   return error;
 }
 
 bool Peers::Pool::send_batch(ServerId server) {
-  const std::vector<wire::FreeItem> batch = frees_.take(server);
+  std::vector<wire::FreeItem> batch = frees_.take(server);
   if (batch.empty()) return false;
   // Tested, as nothing will come back that could tell that the peer has gone.
   Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
   Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
   if (!status.ok()) {
-    (void)give_up(server, std::move(status));
+    (void)give_up(server, std::move(status), std::move(batch));
     return false;
   }
   const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);
   partition.count(heap.process(), heap::Counter::free_messages);
   partition.count(heap.process(), heap::Counter::frees_sent, batch.size());
   partition.count(heap.process(), heap::Counter::bytes_sent, bytes);
+  const std::uint64_t epoch = lease.value().epoch;
   connections_.give_back(server, std::move(lease.value()));
+  remember(server, epoch, std::move(batch));
   return true;
 }
 
 void Peers::Pool::sweep() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!is_closed_) {
-    changed_.wait(lock, [this] { return is_closed_ || !frees_.is_empty(); });
+    const auto has_work = [this] { return is_closed_ || !frees_.is_empty(); };
+    if (unsure_.empty()) {
+      changed_.wait(lock, [&] { return has_work() || !unsure_.empty(); });
+    } else {
+      changed_.wait_for(lock, kUnsureLook, has_work);
+    }
     // A little patience: more frees may come, or a request that takes them along.
-    changed_.wait_for(lock, kFreeDelay, [this] { return is_closed_ || has_full_batch_; });
+    if (!frees_.is_empty()) changed_.wait_for(lock, kFreeDelay, [this] { return is_closed_ || has_full_batch_; });
     has_full_batch_ = false;
     if (is_closed_) return;
+    const bool is_unsure = !unsure_.empty();
     lock.unlock();
+    if (is_unsure) repeat_unsure();
     flush();
     lock.lock();
   }

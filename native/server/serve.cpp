@@ -14,7 +14,12 @@ class Server::Loops {
  public:
   Loops(heap::Heap& heap, tasks::Queue& queue, Peers& peers, ServeOptions given)
       : options(std::move(given)),
-        operations(heap, queue, [&peers](const GlobalPointer& child) { peers.free_later(child, false); }) {}
+        heap(heap),
+        peers(peers),
+        operations(heap, queue,
+                   {[&peers](const GlobalPointer& child) { peers.free_later(child, false); },
+                    [&peers](const GlobalPointer& value) { peers.confirm_later(value); },
+                    [&peers](Address block) { peers.drop_replica_later(block); }}) {}
 
   Status start() {
     if (options.token.size() != kTokenBytes)
@@ -53,6 +58,8 @@ class Server::Loops {
 
   const std::uint32_t generation = fork_generation();
   ServeOptions options;  // constant once the loops run, as all below
+  heap::Heap& heap;
+  Peers& peers;
   Operations operations;
   ControlDesk desk;
   std::unique_ptr<transport::Listener> listener;  // the accepting loop's, while it runs
@@ -84,6 +91,50 @@ void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
   if (const auto asker = loops_->desk.settle(id))
     loops_->loops[asker->loop]->answer(asker->connection, std::move(body));
 }
+
+std::size_t Server::fail_records(ServerId lost) {
+  heap::Partition& partition = loops_->heap.partition();
+  std::size_t failed = 0;
+  partition.each_live_block([&](const heap::BlockInfo& block) {
+    if (block.codec != tasks::kRecordCodec) return;
+    const Result<heap::Block> found = partition.find(block.pointer.address, block.pointer.colour);
+    if (!found.ok() || found.value().header().buffer_count != 1) return;
+    const auto* record = reinterpret_cast<const tasks::Record*>(found.value().buffer(0).data());
+    if (record->server != lost) return;
+    if (tasks::Queue::complete(partition, block.pointer, tasks::RecordState::lost, {})) ++failed;
+  });
+  return failed;
+}
+
+Replicas::Usage Server::promote(ServerId lost) { return loops_->operations.replicas().promote(lost); }
+
+std::size_t Server::free_orphans(ServerId lost) {
+  const std::vector<GlobalPointer> orphans = loops_->operations.replicas().orphans(lost);
+  // Each alone: what they own that is not an orphan too may be owned by a version that others know.
+  for (const GlobalPointer& orphan : orphans) loops_->operations.free_promoted(orphan, true);
+  return orphans.size();
+}
+
+Result<Replicas::Usage> Server::protect(ServerId backup, ServerId server) {
+  heap::Partition& partition = loops_->heap.partition();
+  std::vector<Replica> all;
+  if (server == partition.server()) {
+    partition.each_live_block([&](const heap::BlockInfo& block) {
+      const Result<heap::Block> found = partition.find(block.pointer.address, block.pointer.colour);
+      if (!found.ok() || (found.value().header().flags.load() & heap::kReplicated) == 0) return;
+      // Who owns it was known to the backup that was lost; here it is not.
+      all.push_back({block.pointer, block.pointer, true});
+    });
+  } else {
+    for (const Replicas::Version& version : loops_->operations.replicas().promoted(server))
+      all.push_back({version.primary, version.local, version.is_confirmed});
+  }
+  const Result<std::uint64_t> bytes = loops_->peers.replicate_all(backup, all);
+  if (!bytes.ok()) return bytes.status();
+  return Replicas::Usage{all.size(), bytes.value()};
+}
+
+Replicas::Usage Server::replicas() const { return loops_->operations.replicas().usage(); }
 
 void Server::stop() noexcept {
   if (loops_ != nullptr && !loops_->is_forked()) loops_->stop();

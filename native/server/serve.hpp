@@ -18,6 +18,7 @@
 #include "base/status.hpp"
 #include "heap/heap.hpp"
 #include "server/peers.hpp"
+#include "server/replicas.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::server {
@@ -49,6 +50,20 @@ class Server {
   // timed_out after `timeout_ms`, closed after stop().
   Result<ControlRequest> take_control(std::uint32_t timeout_ms);
   void reply_control(std::uint64_t id, std::vector<std::byte> body);
+
+  // Another server was lost. Its endpoint row must say so before the first of these is called.
+  //
+  // Records of tasks that were sent there are settled as lost: whoever joins them is told at once. Returns how
+  // many.
+  std::size_t fail_records(ServerId lost);
+  // This server answers in its place from now on.
+  Replicas::Usage promote(ServerId lost);
+  // Frees what of it nobody owns. Returns how many values.
+  std::size_t free_orphans(ServerId lost);
+  // Puts on `backup` what it lacks: of this server what the backup before it had, or of a lost one whose place
+  // this one has taken what is here. Waits for the network; any thread but a serving one.
+  Result<Replicas::Usage> protect(ServerId backup, ServerId server);
+  [[nodiscard]] Replicas::Usage replicas() const;
   void stop() noexcept;
 
  private:

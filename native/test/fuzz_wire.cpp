@@ -120,7 +120,8 @@ class Garden {
     std::vector<wire::FreeItem> items(bytes / sizeof(wire::FreeItem));
     std::memcpy(static_cast<void*>(items.data()), body, bytes);
     for (const wire::FreeItem& item : items) {
-      if (!wire::check(item, host_.partition->server()).ok()) return false;
+      const bool is_notice = (item.flags & wire::FreeItem::kNotice) != 0;  // about blocks of others
+      if (!wire::check(item).ok() || is_notice == host_.partition->is_local(Address(item.address))) return false;
     }
     for (const wire::FreeItem& item : items) {
       const auto found = plants_.find(item.address);

@@ -32,6 +32,10 @@ wire::RequestHeader request(Operation operation) {
   if (operation == Operation::put_block) header.body_bytes = header.extent_bytes = 256;
   if (operation == Operation::submit || operation == Operation::complete) header.body_bytes = 192;
   if (operation == Operation::complete) header.argument = 1;
+  if (operation == Operation::replicate) {
+    header.body_bytes = header.extent_bytes;
+    header.region.offset_bytes = 7;
+  }
   if (operation == Operation::control) header.body_bytes = 5;
   return header;
 }
@@ -156,11 +160,16 @@ TEST("a new block must be somewhere") {
   CHECK(wire::check(reply, Operation::put_block).ok());
 }
 
-TEST("a free must name a version of a block of that server") {
+TEST("a free must name a version of a block, a notice about replicas a version or a stamp") {
   const wire::FreeItem item{Address::make(2, 4096).raw(), kSomeColour, wire::FreeItem::kShallow};
-  CHECK(wire::check(item, 2).ok());
-  CHECK(!wire::check(item, 3).ok());
-  CHECK(!wire::check({item.address, 5, 0}, 2).ok());
-  CHECK(!wire::check({item.address, item.colour, 2}, 2).ok());
-  CHECK(!wire::check({Address::make(2, 0).raw(), item.colour, 0}, 2).ok());
+  CHECK(wire::check(item).ok());
+  CHECK(!wire::check({item.address, 5, 0}).ok());
+  CHECK(!wire::check({item.address, item.colour, 8}).ok());
+  CHECK(!wire::check({Address::make(2, 0).raw(), item.colour, 0}).ok());
+  CHECK(wire::check({item.address, 5, wire::FreeItem::kReplica}).ok());
+  CHECK(!wire::check({item.address, 0, wire::FreeItem::kReplica}).ok());
+  CHECK(wire::check({item.address, item.colour, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check({item.address, 5, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kShallow}).ok());
+  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kReplica}).ok());
 }

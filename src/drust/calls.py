@@ -82,6 +82,7 @@ class Outgoing:
         self.pointer: Pointer = (0, 0, 0)
         self.lends: list[_Lend] = []
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
+        self.was_rolled_back = False  # its server was lost, and others have what it had lent as it was
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._function = shipped.reference
         self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
@@ -163,7 +164,8 @@ class Outgoing:
         pointers = iter(completion.lends if completion is not None else ())
         for guard, in_place in self.lends:
             if completion is None:
-                guard._end_lend(self, "poisoned" if in_place else "rolled_back")
+                is_poisoned = in_place and not self.was_rolled_back
+                guard._end_lend(self, "poisoned" if is_poisoned else "rolled_back")
             elif isinstance(guard, _core.RefMut) and guard._part is None:
                 guard._end_lend(self, "committed", next(pointers))
             else:

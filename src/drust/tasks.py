@@ -46,6 +46,7 @@ class JoinHandle(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_epoch",
         "_error",
         "_finished",
         "_lock",
@@ -62,6 +63,7 @@ class JoinHandle(Generic[T]):
         self._record = record
         self._call: calls.Outgoing | None = call
         self._runtime = runtime.current()
+        self._epoch = self._runtime.endpoint(server)[0] if server != self._runtime.server else 0
         self._finished = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -149,6 +151,15 @@ class JoinHandle(Generic[T]):
             state, completion = found
             if state == _DONE:
                 self._settle(calls.open_completion(self._runtime, completion), None)
+            elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
+                # Who has its replicas has them as they were lent: nothing was written in place there.
+                self._call.was_rolled_back = runtime.config().replicas > 0
+                self._settle(
+                    None,
+                    ServerLostError(
+                        object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
+                    ),
+                )
             else:
                 lost = WorkerLostError(
                     task=self.name, server=f"server {self._server}", outcome=self._call.outcome_if_lost

@@ -60,6 +60,7 @@ class Control:
         tasks_run = {row["pid"]: row["counters"]["tasks_run"] for row in self._plane.processes()}
         cpu_s, rss_bytes = _load(os.getpid())
         queued, running = self._plane.queued()
+        replica_versions, replica_bytes = self._plane.replicas()
         return messages.ServerStatus(
             server=self._start.server,
             pid=os.getpid(),
@@ -73,6 +74,8 @@ class Control:
             counters=self._plane.counters(),
             endpoints=self.endpoints,
             workers=[_worker_status(place, tasks_run) for place in self._pool.places],
+            replica_versions=replica_versions,
+            replica_bytes=replica_bytes,
         )
 
 
