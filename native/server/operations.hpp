@@ -71,8 +71,10 @@ class Operations {
   // What this server has to tell others; none of it may wait.
   struct Elsewhere {
     std::function<void(const GlobalPointer&)> free;     // a child of a freed block, on another server
-    std::function<void(const GlobalPointer&)> confirm;  // a value of another server is owned here now
-    std::function<void(Address)> drop_replica;          // of a block this server answered for in another's place
+    // A value of another server is owned here now.
+    std::function<void(const GlobalPointer&)> confirm = [](const GlobalPointer&) {};
+    // Of a block this server answered for in another's place.
+    std::function<void(Address)> drop_replica = [](Address) {};
   };
   Operations(heap::Heap& heap, tasks::Queue& queue, Elsewhere elsewhere);
 

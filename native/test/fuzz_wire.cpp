@@ -228,7 +228,7 @@ void check_good_visitor(Field& field, server::Operations& operations, std::uint6
 
 void fuzz_memory(Field& field, std::uint64_t frames) {
   Dice& dice = field.dice;
-  server::Operations operations(*field.host.heap, *field.host.queue, [](const GlobalPointer&) {});
+  server::Operations operations(*field.host.heap, *field.host.queue, {[](const GlobalPointer&) {}});
   for (std::uint64_t round = 0; frames > 0; ++round) {
     const Bytes bytes = field.talk(frames);
     const bool is_stranger = dice.once_in(16);

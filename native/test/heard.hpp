@@ -13,7 +13,7 @@ struct Bench {
   Host host{3};
   std::vector<GlobalPointer> sent_elsewhere;
   server::Operations operations{*host.heap, *host.queue,
-                                [this](const GlobalPointer& child) { sent_elsewhere.push_back(child); }};
+                                {[this](const GlobalPointer& child) { sent_elsewhere.push_back(child); }}};
 };
 
 // The body of a read that was answered ok, without block header and trailer; `code` is the trailer's.
