@@ -18,7 +18,7 @@ import pytest
 from drust import _core
 from drust.config import Config
 from drust.engines.local import LocalCluster
-from drust.errors import AuthenticationError, ClusterError, ServerLostError, ServerStartError
+from drust.errors import AuthenticationError, ClusterError, ServerStartError
 from drust.runtime import KIND_DRIVER
 from drust.server import joining, messages
 

@@ -31,10 +31,9 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
   return heap::Counter::control_messages;
 }
 
-// Meant for that very server, not for whoever has its blocks.
+// Meant for that very server, not for whoever has its blocks and runs its tasks.
 bool is_personal(std::uint8_t operation) noexcept {
-  return operation == static_cast<std::uint8_t>(wire::Operation::ping) ||
-         operation == static_cast<std::uint8_t>(wire::Operation::control);
+  return operation == static_cast<std::uint8_t>(wire::Operation::control);
 }
 
 bool may_be_repeated(std::uint8_t operation) noexcept {

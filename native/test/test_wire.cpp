@@ -163,13 +163,13 @@ TEST("a new block must be somewhere") {
 TEST("a free must name a version of a block, a notice about replicas a version or a stamp") {
   const wire::FreeItem item{Address::make(2, 4096).raw(), kSomeColour, wire::FreeItem::kShallow};
   CHECK(wire::check(item).ok());
-  CHECK(!wire::check({item.address, 5, 0}).ok());
-  CHECK(!wire::check({item.address, item.colour, 8}).ok());
-  CHECK(!wire::check({Address::make(2, 0).raw(), item.colour, 0}).ok());
-  CHECK(wire::check({item.address, 5, wire::FreeItem::kReplica}).ok());
-  CHECK(!wire::check({item.address, 0, wire::FreeItem::kReplica}).ok());
-  CHECK(wire::check({item.address, item.colour, wire::FreeItem::kConfirm}).ok());
-  CHECK(!wire::check({item.address, 5, wire::FreeItem::kConfirm}).ok());
-  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kShallow}).ok());
-  CHECK(!wire::check({item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kReplica}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 5, 0}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 8}).ok());
+  CHECK(!wire::check(wire::FreeItem{Address::make(2, 0).raw(), item.colour, 0}).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, 5, wire::FreeItem::kReplica}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 0, wire::FreeItem::kReplica}).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 5, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kShallow}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kReplica}).ok());
 }

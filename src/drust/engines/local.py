@@ -279,7 +279,7 @@ class LocalCluster:
         if self._recovery and server.number != self.home and server.is_listening:
             self._recovery.lost(server.number)
 
-    # -- what the recovery asks of us: recovery.Cluster --------------------------------------------------------
+    # -- what the recovery asks of us: recovery.Cluster ------------------------------------------------------
 
     @property
     def living(self) -> list[int]:

@@ -1,7 +1,7 @@
 """What is done when a server is lost, step by step: driven by the engine's loop, one loss after the other.
 
-    everyone <--Endpoints--  the row has no port: nobody sends there, records of its tasks are settled as lost,
-    everyone --Joined-->     and who owns which of its values has been told to its backup
+    everyone <--Endpoints--  the row has no port: nobody sends there, records of its tasks are settled as
+    everyone --Joined-->     lost, and who owns which of its values has been told to its backup
     backup   <--Endpoints--  it takes the place
     backup   --Joined-->
     everyone <--Endpoints--  whoever waits goes on, there

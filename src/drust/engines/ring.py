@@ -7,8 +7,8 @@ partition, so its end is the session's end, and replicas of it could be read by 
     replace(1) row 1 answered by its backup     with what it has of 1, and of whom 1 answered for
     restart(1) row 1 at a new port, empty       without replicas
 
-Rejected: a successor chosen by hashing each address (no server would then hold all of a lost one's, and a tied
-group would have no one place to be committed).
+Rejected: a successor chosen by hashing each address (no server would then hold all of a lost one's, and a
+tied group would have no one place to be committed).
 """
 
 from dataclasses import dataclass

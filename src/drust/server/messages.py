@@ -78,9 +78,9 @@ class Start(Message, frozen=True):
 class Endpoints(Message, frozen=True):
     """The cluster's whole table. The first also lets the server start its workers; answered by `Joined`.
 
-    A row without a port tells a server that records of tasks sent there are to be settled as lost; a row with
-    itself as `by`, that it takes the place of a lost one; another `backup` in its own, that replicas are to be
-    made there (answered by `Protected`, when that is done).
+    A row without a port tells a server that records of tasks sent there are to be settled as lost; a row
+    with itself as `by`, that it takes the place of a lost one; another `backup` in its own, that replicas are
+    to be made there (answered by `Protected`, when that is done).
     """
 
     endpoints: list[Endpoint]
@@ -171,8 +171,8 @@ class ServerLost(Message, frozen=True):
 class ServerReplaced(Message, frozen=True):
     """A lost server's addresses are answered again, `seconds` after it was noticed.
 
-    By its backup, or, empty and under a new incarnation, by a new process (`by` is `server` then). Made by the
-    engine.
+    By its backup, or, empty and under a new incarnation, by a new process (`by` is `server` then). Made by
+    the engine.
     """
 
     server: int

@@ -84,7 +84,9 @@ class Supervisor:
             case messages.Endpoints(endpoints=endpoints):
                 self._join(endpoints)
             case messages.FreeOrphans(server=server):
-                _logger.info("%d values of server %d had no owner left", self._plane.free_orphans(server), server)
+                _logger.info(
+                    "%d values of server %d had no owner left", self._plane.free_orphans(server), server
+                )
             case messages.Stop(grace_s=grace_s):
                 self._stop(grace_s, "asked to")
             case messages.Start():
