@@ -51,6 +51,7 @@ Status lost(ServerId server, Status status) {
 }  // namespace
 
 Status Peers::Pool::ask(ServerId server, Call& call) {
+  if (is_forked()) return Status(Code::closed, "this process was forked from the one that was connected");
   const auto deadline = Clock::now() + std::chrono::milliseconds(kPromotionWaitMs);
   const bool is_repeatable = may_be_repeated(call.request.operation) && !is_personal(call.request.operation);
   for (;;) {
@@ -76,7 +77,6 @@ bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::t
 }
 
 Status Peers::Pool::ask_once(ServerId server, Call& call) {
-  if (is_forked()) return Status(Code::closed, "this process was forked from the one that was connected");
   std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;

@@ -9,14 +9,12 @@ namespace {
 
 constexpr std::size_t kVersionsMax = 2;
 
-heap::Block block_of(const heap::Heap& heap, const GlobalPointer& local) noexcept {
-  return heap::Block(heap.partition().writable(local.address.offset_bytes()));
-}
-
-// The children a block owns; those of a task's arguments that are only lent are left out.
+// The children a replica owns; those of a task's arguments that are only lent are left out.
 template <class Visit>
-void each_owned_child(const heap::Block& block, const Visit& visit) {
-  for (const heap::ChildPointer& child : block.children()) {
+void each_owned_child(const heap::Heap& heap, const GlobalPointer& local, const Visit& visit) {
+  const Result<heap::Block> block = heap.partition().find(local.address, local.colour);
+  if (!block.ok()) return;  // nobody else frees it
+  for (const heap::ChildPointer& child : block.value().children()) {
     if (child.address != 0 && (child.flags & heap::ChildPointer::kBorrowed) == 0) visit(child.pointer());
   }
 }
@@ -91,7 +89,7 @@ void Replicas::drop_older(Address address, std::uint64_t stamp) {
 }
 
 void Replicas::confirm_children(const Version& version) {
-  each_owned_child(block_of(heap_, version.local), [this](const GlobalPointer& child) {
+  each_owned_child(heap_, version.local, [this](const GlobalPointer& child) {
     const auto found = index_.find(child.address.raw());
     if (found == index_.end()) return;
     for (Version& each : found->second) each.is_confirmed = each.is_confirmed || each.primary.colour == child.colour;
@@ -173,7 +171,7 @@ void Replicas::free(const GlobalPointer& primary, bool shallow, std::vector<Glob
     }
     dropped.push_back(next.address);
     if (!shallow) {
-      each_owned_child(block_of(heap_, local), [&](const GlobalPointer& child) {
+      each_owned_child(heap_, local, [&](const GlobalPointer& child) {
         const ServerId server = child.address.server();
         if (server == heap_.partition().server()) {
           static_cast<void>(heap_.free(child, remote));
@@ -195,7 +193,7 @@ void Replicas::reach(const Version& version, std::unordered_set<std::uint64_t>& 
     const Version next = open.back();
     open.pop_back();
     if (!reached.insert(next.local.address.raw()).second) continue;
-    each_owned_child(block_of(heap_, next.local), [&](const GlobalPointer& child) {
+    each_owned_child(heap_, next.local, [&](const GlobalPointer& child) {
       if (const Version* below = look_up(child)) open.push_back(*below);
     });
   }

@@ -133,6 +133,7 @@ Status Peers::Pool::send_replicas(ServerId backup, std::span<const Replica> repl
 }
 
 void Peers::Pool::drop_replica_later(Address block, std::uint64_t stamp) {
+  if (is_forked()) return;
   const ServerId backup = partition.endpoint(partition.server()).backup;
   if (backup != kNoServer) queue(backup, {block.raw(), stamp, wire::FreeItem::kReplica});
 }

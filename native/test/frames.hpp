@@ -77,6 +77,10 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       }
       append(body, wire::FreeItem{block.address.raw(), dice.once_in(8) ? block.colour : block.colour + 1,
                                   dice.below(2)});
+      if (dice.once_in(3)) {
+        append(body, wire::FreeItem{Address::make(4, (1 + dice.below(50)) * 4096).raw(), block.colour + dice.below(3),
+                                    wire::FreeItem::kReplica << dice.below(2)});
+      }
       break;
     case wire::Operation::put_block:
       body = sample;
@@ -91,6 +95,14 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       header.argument = static_cast<std::uint16_t>(1 + dice.below(2));
       if (!dice.once_in(4)) body = sample;
       break;
+    case wire::Operation::replicate: {
+      const Address elsewhere = Address::make(4, (1 + dice.below(50)) * 4096);
+      header = request(operation, {elsewhere, block.colour + dice.below(3), sample.size()}, 0,
+                       {1 + dice.below(1000), 0, 0, 0});
+      header.argument = static_cast<std::uint16_t>(dice.next() & wire::Replicate::kAll);
+      body = sample;
+      break;
+    }
     case wire::Operation::control: append_random(body, dice, dice.below(200)); break;
     case wire::Operation::ping:
     case wire::Operation::count_: break;
