@@ -112,6 +112,35 @@ std::size_t reap(Plane& plane, std::uint32_t slot, std::uint32_t generation) {
 
 nb::tuple usage_tuple(const server::Replicas::Usage& usage) { return nb::make_tuple(usage.versions, usage.bytes); }
 
+nb::list replicas_of(const Plane& plane, ServerId server, std::size_t most) {
+  nb::list rows;
+  for (const server::Replicas::Version& kept : plane.server->replicas_of(server, most))
+    rows.append(nb::make_tuple(kept.primary.address.raw(), kept.primary.colour, kept.stamp));
+  return rows;
+}
+
+std::size_t drop_unused_replicas(Plane& plane, nb::sequence rows) {
+  std::vector<server::Replicas::Version> kept;
+  for (nb::handle row : rows) {
+    server::Replicas::Version& version = kept.emplace_back();
+    version.primary.address = Address(nb::cast<std::uint64_t>(row[0]));
+    version.primary.colour = nb::cast<std::uint64_t>(row[1]);
+    version.stamp = nb::cast<std::uint64_t>(row[2]);
+  }
+  return plane.server->drop_unused_replicas(kept);
+}
+
+nb::bytes control(Plane& plane, ServerId server, nb::bytes body) {
+  const auto* first = reinterpret_cast<const std::byte*>(body.c_str());
+  const std::span<const std::byte> request(first, body.size());
+  Result<std::vector<std::byte>> reply = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.runtime.peers->control(server, request);
+  }();
+  const auto answer = unwrap(std::move(reply));
+  return nb::bytes(answer.data(), answer.size());
+}
+
 nb::tuple protect(Plane& plane, ServerId backup, ServerId server) {
   Result<server::Replicas::Usage> sent = [&] {
     nb::gil_scoped_release unlocked;
@@ -149,6 +178,9 @@ void register_plane(nb::module_& module) {
       .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
       .def("protect", &protect, nb::arg("backup"), nb::arg("server"))
       .def("replicas", [](const Plane& p) { return usage_tuple(p.server->replicas()); })
+      .def("replicas_of", &replicas_of, nb::arg("server"), nb::arg("most"))
+      .def("drop_unused_replicas", &drop_unused_replicas, nb::arg("replicas"))
+      .def("control", &control, nb::arg("server"), nb::arg("body"))
       .def("take_control", &take_control, nb::arg("timeout_ms"))
       .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
       .def("reap", &reap, nb::arg("slot"), nb::arg("generation"))

@@ -225,6 +225,10 @@ void Peers::drop_replica_later(Address address) {
   pool_->drop_replica_later(address, pool_->partition.draw_replica_stamp());
 }
 
+void Peers::drop_replica_later(Address address, std::uint64_t stamp) {
+  pool_->drop_replica_later(address, stamp);
+}
+
 void Peers::flush_frees() { pool_->flush(); }
 
 }  // namespace drust::server

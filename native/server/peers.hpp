@@ -77,8 +77,10 @@ class Peers {
   void free_later(const GlobalPointer& remote, bool shallow);
   // A version of another server is owned here from now on: its backup, if it has one, is told.
   void confirm_later(const GlobalPointer& value);
-  // The backup of this server, if it has one, is told that replicas of that address are of no use.
+  // The backup of this server, if it has one, is told that replicas of that address are of no use: those with
+  // a stamp below the given one, or all there are.
   void drop_replica_later(Address address);
+  void drop_replica_later(Address address, std::uint64_t stamp);
   // Returns when every queued free is in the kernel's hands.
   void flush_frees();
   // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does

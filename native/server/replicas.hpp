@@ -83,7 +83,7 @@ class Replicas {
             std::vector<Address>& dropped);
   // What of that server nobody owns, to be freed.
   [[nodiscard]] std::vector<GlobalPointer> orphans(ServerId server) const;
-  // Every version of that server: to be replicated again once its place was taken.
+  // Every version of that server: to be replicated again once its place was taken, or to be audited by it.
   [[nodiscard]] std::vector<Version> promoted(ServerId server) const;
   [[nodiscard]] Usage usage() const;
 

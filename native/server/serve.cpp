@@ -136,6 +136,28 @@ Result<Replicas::Usage> Server::protect(ServerId backup, ServerId server) {
 
 Replicas::Usage Server::replicas() const { return loops_->operations.replicas().usage(); }
 
+std::vector<Replicas::Version> Server::replicas_of(ServerId server, std::size_t most) const {
+  std::vector<Replicas::Version> kept = loops_->operations.replicas().promoted(server);
+  if (kept.size() > most) kept.resize(most);
+  return kept;
+}
+
+std::size_t Server::drop_unused_replicas(std::span<const Replicas::Version> kept_elsewhere) {
+  const heap::Partition& partition = loops_->heap.partition();
+  std::size_t dropped = 0;
+  for (const Replicas::Version& kept : kept_elsewhere) {
+    const Result<heap::Block> found = partition.find(kept.primary.address, kNoColour);
+    // One of another colour that has replicas is the same block, written since: this may be its pre-image.
+    // The very version may not be marked yet.
+    const bool is_used = found.ok() && (found.value().header().state.load() == kept.primary.colour ||
+                                        (found.value().header().flags.load() & heap::kHasReplica) != 0);
+    if (is_used) continue;
+    loops_->peers.drop_replica_later(kept.primary.address, kept.stamp + 1);
+    ++dropped;
+  }
+  return dropped;
+}
+
 void Server::stop() noexcept {
   if (loops_ != nullptr && !loops_->is_forked()) loops_->stop();
 }

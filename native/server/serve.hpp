@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -64,6 +65,10 @@ class Server {
   // this one has taken what is here. Waits for the network; any thread but a serving one.
   Result<Replicas::Usage> protect(ServerId backup, ServerId server);
   [[nodiscard]] Replicas::Usage replicas() const;
+  // What is kept here for that server, at most so many; and its answer: has those dropped that are of no use any
+  // more, because the process that should have said so was killed before it could. Returns how many.
+  [[nodiscard]] std::vector<Replicas::Version> replicas_of(ServerId server, std::size_t most) const;
+  std::size_t drop_unused_replicas(std::span<const Replicas::Version> kept_elsewhere);
   void stop() noexcept;
 
  private:

@@ -91,6 +91,7 @@ def init(
     workers: int | None = None,
     heap_bytes: int | str | None = None,
     replicas: int | None = None,
+    on_event: Callable[[messages.Event], None] | None = None,
     **settings: Any,
 ) -> Session:
     """Starts servers on this machine, joined by this process; below a second.
@@ -103,6 +104,8 @@ def init(
         replicas: 1 keeps what other servers could have seen of each server's values on one more server, which
             takes its place if it is lost. Cost: one round trip with the bytes, once a version, where it is
             handed to another server; nothing anywhere else. Default 0: a lost server's values are lost.
+        on_event: told of each worker or server that is lost, replaced or protected again, in a thread of the
+            engine.
         settings: other fields of `drust.config.Config`, as `strict=True`. All can be DRUST_ variables too.
 
     Returns:
@@ -125,7 +128,7 @@ def init(
         servers=servers, workers=workers, heap_bytes=heap_bytes, replicas=replicas, **settings
     )
     runtime.reopen()
-    _session = Session(config, LocalCluster.start(config))
+    _session = Session(config, LocalCluster.start(config, on_event))
     return _session
 
 

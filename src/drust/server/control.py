@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from drust._core import ServerPlane
 
 LARGEST_MAX = 1000
+REPLICAS_LISTED_MAX = 100_000  # a reply stays below the wire's bound for control bodies
 
 
 class Control:
@@ -52,6 +53,9 @@ class Control:
             case messages.Largest(most=most):
                 rows = self._plane.largest_blocks(max(0, min(most, LARGEST_MAX)))
                 return messages.LargestBlocks(blocks=msgspec.convert(rows, list[messages.BlockRow]))
+            case messages.ReplicasOf(server=server, most=most):
+                kept = self._plane.replicas_of(server, max(0, min(most, REPLICAS_LISTED_MAX)))
+                return messages.KeptReplicas(kept)
             case messages.Shutdown():
                 self._shut_down()
                 return messages.ShuttingDown()

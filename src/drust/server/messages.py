@@ -227,7 +227,14 @@ class Shutdown(Message, frozen=True):
     """Ends a server and its workers. Answered by `ShuttingDown`, before it does."""
 
 
-Request = Status | Largest | Shutdown
+class ReplicasOf(Message, frozen=True):
+    """Which versions of `server` are kept here, at most `most`. Answered by `KeptReplicas`."""
+
+    server: int
+    most: int = 100_000
+
+
+Request = Status | Largest | Shutdown | ReplicasOf
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -284,13 +291,19 @@ class ShuttingDown(Message, frozen=True):
     """The server ends now."""
 
 
+class KeptReplicas(Message, frozen=True):
+    """Versions kept for another server: address, colour and stamp of each."""
+
+    replicas: list[tuple[int, int, int]]
+
+
 class Refused(Message, frozen=True):
     """The request could not be read or answered."""
 
     reason: str
 
 
-Reply = ServerStatus | LargestBlocks | ShuttingDown | Refused
+Reply = ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -148,8 +148,28 @@ class Supervisor:
 
         threading.Thread(target=protect, name="drust-protect", daemon=True).start()
 
+    def _audit(self) -> None:
+        """A worker was killed, perhaps before it could say which replicas are of no use any more."""
+        rows = [row for row in self._control.endpoints if row.server == self._start.server]
+        backup = rows[0].backup if rows else None
+        if backup is None or self._closing.is_set():
+            return
+
+        def audit() -> None:
+            try:
+                question = messages.encode(messages.ReplicasOf(self._start.server))
+                reply = messages.decode_reply(self._plane.control(backup, question))
+                if isinstance(reply, messages.KeptReplicas):
+                    self._plane.drop_unused_replicas(reply.replicas)
+            except Exception as error:  # noqa: BLE001 - it is for tidiness, and the next death tries again
+                _logger.debug("replicas on server %d were not audited: %s", backup, error)
+
+        threading.Thread(target=audit, name="drust-audit", daemon=True).start()
+
     def _send(self, message: messages.Message) -> None:
         """Never waits: what the driver does not take now is kept in order, and workers wait."""
+        if isinstance(message, messages.WorkerLost):
+            self._audit()
         self._outbox.append(message)
         self._flush()
 
