@@ -210,10 +210,13 @@ def test_a_server_killed_at_any_time_loses_nothing_that_another_could_have_seen(
             box, states = dice.choice(known)
             began_s = time.monotonic()
             try:
-                if dice.random() < 0.3:
+                what = dice.random()
+                if what < 0.2:
                     with box.borrow() as a:
                         assert a[0] == states[-1]
                         assert (a == a[0]).all()
+                elif what < 0.4:
+                    assert drust.spawn(first_of, box.borrow(), server=2).join() == states[-1]
                 else:
                     assert drust.spawn(add, box.borrow_mut(), server=1).join() == states[-1] + 1
                     states.append(states[-1] + 1)
@@ -302,6 +305,20 @@ def test_what_stays_on_a_server_costs_no_message(counting):
 
 def make_many() -> list:
     return [Box(np.zeros(100)) for _ in range(10)]
+
+
+def drop_and_die(boxes: list) -> None:
+    boxes.clear()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_replicas_that_a_killed_worker_could_not_report_are_dropped():
+    with cluster(3) as session:
+        for _ in range(3):
+            boxes = drust.spawn(make_many, server=1).join()
+            with pytest.raises(WorkerLostError):
+                drust.spawn(drop_and_die, boxes, server=1).join()
+        wait_until(lambda: versions(session, 2) == 0)
 
 
 def test_a_server_that_was_started_again_knows_nothing_of_before():

@@ -77,15 +77,16 @@ bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::t
 }
 
 Status Peers::Pool::ask_once(ServerId server, Call& call) {
+  const std::uint64_t epoch_before = partition.endpoint(server).epoch;
   std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
   for (;;) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
-    if (!lease.ok()) return give_up(server, lease.status(), std::move(frees));
+    if (!lease.ok()) return give_up(server, epoch_before, lease.status(), std::move(frees));
     if (call.epoch != 0 && lease.value().epoch != call.epoch) {
       connections_.give_back(server, std::move(lease.value()));
-      return give_up(server, Status(Code::server_lost, "it has ended"), std::move(frees));
+      return give_up(server, epoch_before, Status(Code::server_lost, "it has ended"), std::move(frees));
     }
     const bool is_pooled = lease.value().is_pooled;
     const std::uint64_t epoch = lease.value().epoch;
@@ -102,7 +103,7 @@ Status Peers::Pool::ask_once(ServerId server, Call& call) {
       remember(server, epoch, std::move(frees));
       return std::move(outcome.status);
     }
-    return give_up(server, std::move(outcome.status), std::move(frees));
+    return give_up(server, epoch_before, std::move(outcome.status), std::move(frees));
   }
 }
 
@@ -133,10 +134,16 @@ void Peers::Pool::start_sweeper() {
   }
 }
 
+// Whether another may answer, or answers already, for the server that did under `epoch`.
+bool Peers::Pool::has_successor(ServerId server, std::uint64_t epoch) const {
+  const heap::Endpoint now = partition.endpoint(server);
+  return now.backup != kNoServer || (now.epoch != epoch && now.port != 0);
+}
+
 // A server that has a backup passes on what its frees mean for replicas a few milliseconds later. If it is lost
 // before, they are repeated to whoever takes its place: a free may come twice.
 void Peers::Pool::remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees) {
-  if (frees.empty() || partition.endpoint(server).backup == kNoServer) return;
+  if (frees.empty() || !has_successor(server, epoch)) return;
   std::erase_if(frees, [](const wire::FreeItem& item) { return (item.flags & wire::FreeItem::kNotice) != 0; });
   if (frees.empty()) return;
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -187,29 +194,30 @@ void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
   partition.count(process, heap::Counter::bytes_received, call.received_bytes);
 }
 
-Status Peers::Pool::give_up(ServerId server, Status status, std::vector<wire::FreeItem> frees) {
+Status Peers::Pool::give_up(ServerId server, std::uint64_t epoch, Status status,
+                            std::vector<wire::FreeItem> frees) {
   Status error = lost(server, std::move(status));
   if (error.code() != Code::server_lost) return error;
-  const heap::Endpoint now = partition.endpoint(server);
-  if (now.backup == kNoServer) {
+  if (!has_successor(server, epoch)) {
     frees_.drop(server);
     return error;
   }
   while (!frees.empty()) {
-    remember(server, now.epoch, std::move(frees));
+    remember(server, epoch, std::move(frees));
     frees = frees_.take(server);
   }
   return error;
 }
 
 bool Peers::Pool::send_batch(ServerId server) {
+  const std::uint64_t epoch_before = partition.endpoint(server).epoch;
   std::vector<wire::FreeItem> batch = frees_.take(server);
   if (batch.empty()) return false;
   // Tested, as nothing will come back that could tell that the peer has gone.
   Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
   Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
   if (!status.ok()) {
-    (void)give_up(server, std::move(status), std::move(batch));
+    (void)give_up(server, epoch_before, std::move(status), std::move(batch));
     return false;
   }
   const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);

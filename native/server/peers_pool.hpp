@@ -81,13 +81,15 @@ class Peers::Pool {
   // Until another server answers in the place of the lost one that had `epoch`. False: none will, or not in
   // time.
   bool await_successor(ServerId server, std::uint64_t epoch, Clock::time_point deadline) const;
+  [[nodiscard]] bool has_successor(ServerId server, std::uint64_t epoch) const;
   void queue(ServerId destination, const wire::FreeItem& item);
   void start_sweeper();  // with the mutex held
   void remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees);
   void repeat_unsure();
   void count_message(const Call& call, std::size_t frees) const;
-  // Frees to a lost server are dropped, or kept for its successor if there may be one.
-  Status give_up(ServerId server, Status status, std::vector<wire::FreeItem> frees);
+  // Frees to a lost server are dropped, or kept for its successor if there may be one: whoever answers under
+  // another epoch than the one it was tried under.
+  Status give_up(ServerId server, std::uint64_t epoch, Status status, std::vector<wire::FreeItem> frees);
   // False when there was nothing to send, or nobody to send it to.
   bool send_batch(ServerId server);
   // The sweeper's thread: sends what no request took along.

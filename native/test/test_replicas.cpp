@@ -322,7 +322,7 @@ TEST("what nobody else owned is freed some time after the promotion, the rest an
   CHECK(cluster.first.peers->submit(0, task, record).ok());
   CHECK_EQ(cluster.versions(), 3);
   cluster.home.peers->flush_frees();  // who owns what has been said
-  CHECK(eventually([&] { return cluster.second.counted(Counter::messages_served) >= 3; }));
+  CHECK(eventually([&] { return cluster.second.counted(Counter::messages_served) >= 4; }));
   cluster.fail_over();
   CHECK(cluster.read(lent) == pattern(20));  // its reader has time
   CHECK_EQ(cluster.second.server->free_orphans(1), 1);
@@ -380,4 +380,43 @@ TEST("a new backup is given what the lost one had, and a hand-over that waits fo
   CHECK_EQ(cluster.third.server->replicas().versions, 1);
   CHECK(cluster.first.server->protect(3, 1).ok());
   CHECK_EQ(cluster.third.server->replicas().versions, 2);
+}
+
+TEST("an audit drops what a killed process could not report, and neither what lives nor a pre-image") {
+  Cluster cluster;
+  const GlobalPointer freed = cluster.first.make(pattern(100));
+  const GlobalPointer kept = cluster.first.make(pattern(100));
+  const GlobalPointer written = cluster.first.make(pattern(100));
+  CHECK(cluster.hand_over({freed, kept, written}).ok());
+  CHECK(cluster.first.heap->recolour(written).ok());
+  // A process that ends before what it has to say has left.
+  const auto process = cluster.first.partition->claim_process(heap::ProcessKind::worker, 1).value();
+  heap::Heap silent(*cluster.first.partition, process);
+  CHECK(silent.free_shallow(freed).ok());
+  CHECK_EQ(cluster.versions(), 3);
+  CHECK_EQ(cluster.first.server->drop_unused_replicas(cluster.second.server->replicas_of(1, 100)), 1);
+  CHECK(eventually([&] { return cluster.versions() == 2; }));
+  cluster.fail_over();
+  CHECK(cluster.read(written) == pattern(100));
+  CHECK(cluster.read(freed).empty());
+}
+
+TEST("a backup without room refuses the whole batch, and a task that needs it is not sent") {
+  Cluster cluster;
+  Host small(4, 1ULL << 20);
+  CHECK(small.serve().ok());
+  cluster.first.know(small);
+  cluster.row(cluster.first, 1, kNoServer, 4);
+  const std::uint64_t before = small.partition->live_blocks();
+  const GlobalPointer task = cluster.first.make_parent(
+      {cluster.first.make(pattern(1000)), cluster.first.make(pattern(3 << 20)), cluster.first.make(pattern(10))});
+  const GlobalPointer record = tasks::Queue::make_record(*cluster.first.heap, 0).value();
+  const Status status = cluster.first.peers->submit(0, task, record);
+  CHECK_EQ(status.code(), Code::out_of_memory);
+  CHECK(status.detail().find("server 4") != std::string::npos);
+  CHECK_EQ(cluster.home.queue->ready(), 0);
+  CHECK_EQ(small.partition->live_blocks(), before);
+  // A result goes home all the same: its caller waits.
+  CHECK(cluster.hand_over({cluster.first.make(pattern(3 << 20))}).ok());
+  CHECK_EQ(small.server->replicas().versions, 0);
 }
