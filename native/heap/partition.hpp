@@ -58,6 +58,7 @@ enum class Counter : std::uint32_t {
   replica_messages,     // commits sent to a backup server
   blocks_replicated,    // blocks and bytes inside them
   bytes_replicated,
+  results_unreplicated, // handed over all the same, as their callers wait for them
   count_
 };
 inline constexpr std::uint32_t kCounters = static_cast<std::uint32_t>(Counter::count_);

@@ -26,10 +26,10 @@ enum class Operation : std::uint8_t {
   submit,          // pointer: the record at home; body: a task block, to be queued there
   complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
   ping,
+  control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   // pointer: a block of the sender's server; body: that block; region.offset_bytes: the batch's stamp; argument:
   // Replicate bits. The last of a batch commits all of it and is answered; the others have no reply.
   replicate,
-  control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   count_,
 };
 

@@ -163,7 +163,8 @@ Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const G
     call.request.body_bytes = completion.extent_bytes;
     call.body = body.parts();
     // A result that cannot be replicated is better than none: its caller waits for it.
-    static_cast<void>(pool_->replicate(body.block(), hand_over));
+    if (!pool_->replicate(body.block(), hand_over).ok())
+      pool_->partition.count(pool_->heap.process(), heap::Counter::results_unreplicated);
   }
   Status status = pool_->ask(record.address.server(), call);
   if (status.ok()) pool_->settle(hand_over);

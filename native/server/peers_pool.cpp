@@ -60,7 +60,7 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
       return lost(server, Status(Code::server_lost,
                                  "it has ended; server " + std::to_string(at.by) + " has its replicas"));
     }
-    Status status = ask_once(server, call);
+    Status status = ask_once(server, call, at.epoch);
     if (status.code() != Code::server_lost || !is_repeatable) return status;
     if (!await_successor(server, at.epoch, deadline)) return status;
   }
@@ -76,8 +76,7 @@ bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::t
   }
 }
 
-Status Peers::Pool::ask_once(ServerId server, Call& call) {
-  const std::uint64_t epoch_before = partition.endpoint(server).epoch;
+Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_before) {
   std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;

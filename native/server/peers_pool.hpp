@@ -77,7 +77,8 @@ class Peers::Pool {
     std::vector<wire::FreeItem> frees;
   };
 
-  Status ask_once(ServerId server, Call& call);
+  // `epoch_before`: of the server's row, read before the call.
+  Status ask_once(ServerId server, Call& call, std::uint64_t epoch_before);
   // Until another server answers in the place of the lost one that had `epoch`. False: none will, or not in
   // time.
   bool await_successor(ServerId server, std::uint64_t epoch, Clock::time_point deadline) const;

@@ -22,7 +22,7 @@
 // Rejected: replicas found through the partition, so that processes of this host read them directly (a crash
 // in the middle of an index in shared memory would need repair, to save a loopback round trip after a
 // promotion); one staging buffer a batch, parsed at its end (a second copy of every byte).
-// Source: Ma et al., OSDI'24, section 4.2.3: the backup is written at ownership transfers, not at each write.
+// Source: Ma et al., OSDI'24, on fault tolerance: the backup is written when ownership leaves, not at each write.
 #pragma once
 
 #include <cstdint>

@@ -124,7 +124,7 @@ Status Peers::Pool::send_replicas(ServerId backup, std::span<const Replica> repl
   call.request = requests.back();
   call.before = std::span<const iovec>(parts).first(parts.size() - 3);
   call.body = std::span<const iovec>(parts).last(2);
-  Status status = ask_once(backup, call);
+  Status status = ask_once(backup, call, partition.endpoint(backup).epoch);
   if (status.ok()) {
     partition.count(heap.process(), heap::Counter::blocks_replicated, replicas.size());
     partition.count(heap.process(), heap::Counter::bytes_replicated, bytes);

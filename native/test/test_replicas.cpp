@@ -419,4 +419,5 @@ TEST("a backup without room refuses the whole batch, and a task that needs it is
   // A result goes home all the same: its caller waits.
   CHECK(cluster.hand_over({cluster.first.make(pattern(3 << 20))}).ok());
   CHECK_EQ(small.server->replicas().versions, 0);
+  CHECK_EQ(cluster.first.counted(Counter::results_unreplicated), 1);
 }
