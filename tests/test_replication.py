@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import pytest
@@ -18,9 +19,13 @@ from hypothesis import strategies as st
 
 import drust
 from drust import Box, ServerLostError, Session
+from drust.bench import replication
 from drust.config import Config
+from drust.engines.recovery import Recovery
 from drust.engines.ring import Ring
 from drust.errors import ConfigError, WorkerLostError
+from drust.server import messages
+from drust.server.loop import Loop
 
 WITHIN_S = 5.0  # of every wait on a lost server
 
@@ -384,6 +389,93 @@ def test_what_was_not_replicated_in_time_is_gone_and_nobody_waits_for_it():
     assert ring.table[2].backup == 3
     assert ring.replace(2) == 3
     assert (ring.table[1].port, ring.table[2].by) == (0, 3)
+
+
+class FakeLoop:
+    """Timers that fire when a test says so."""
+
+    def __init__(self) -> None:
+        self.timers: list[Callable[[], object]] = []
+
+    def call_later(self, delay_s: float, callback: Callable[[], object]) -> None:
+        self.timers.append(callback)
+
+    def fire(self) -> None:
+        due, self.timers = self.timers, []
+        for callback in due:
+            callback()
+
+
+class FakeCluster:
+    """Servers that say nothing: what each was sent last, and what the script was told."""
+
+    def __init__(self, servers: int) -> None:
+        self.living = list(range(servers))
+        self.sent: dict[int, messages.Message] = {}
+        self.told: list[messages.Event] = []
+
+    def send(self, server: int, message: messages.Message) -> None:
+        self.sent[server] = message
+
+    def restart(self, server: int, incarnation: int) -> bool:
+        return False
+
+    def tell(self, event: messages.Event) -> None:
+        self.told.append(event)
+
+
+def recovery_of(servers: int) -> tuple[Recovery, FakeLoop, FakeCluster, Ring]:
+    loop, cluster = FakeLoop(), FakeCluster(servers)
+    ring = Ring([("host", 1000 + number) for number in range(servers)], 1, 0)
+    return Recovery(cast(Loop, loop), ring, cluster, restarts=False), loop, cluster, ring
+
+
+def test_others_hear_of_a_successor_only_when_it_has_taken_the_place():
+    recovery, _, cluster, ring = recovery_of(4)
+    cluster.living.remove(1)
+    recovery.lost(1)
+    for server in (0, 2, 3):
+        assert cluster.sent[server].endpoints[1].port == 0
+        assert ring.table[1].by is None
+        recovery.joined(server)
+    assert cluster.sent[2].endpoints[1].by == 2
+    assert cluster.sent[0].endpoints[1].by is None
+    recovery.joined(2)
+    assert cluster.sent[0].endpoints[1].by == cluster.sent[3].endpoints[1].by == 2
+    assert cluster.told == []
+    recovery.joined(0)
+    recovery.joined(3)
+    assert [(type(event), event.server, event.by) for event in cluster.told] == [
+        (messages.ServerReplaced, 1, 2)
+    ]
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for():
+    recovery, loop, cluster, ring = recovery_of(4)
+    cluster.living.remove(1)
+    recovery.lost(1)
+    recovery.joined(0)
+    recovery.joined(2)
+    loop.fire()  # 3 is silent
+    recovery.joined(2)
+    assert ring.table[1].by == cluster.sent[0].endpoints[1].by == 2
+
+
+def test_a_successor_that_is_lost_before_it_could_take_the_place_ends_the_wait():
+    recovery, _, cluster, _ = recovery_of(3)
+    cluster.living = [0]
+    recovery.lost(1)
+    recovery.lost(2)
+    for _ in range(4):
+        recovery.joined(0)
+    table = cluster.sent[0].endpoints
+    assert (table[1].port, table[1].backup, table[2].by) == (0, None, 0)
+
+
+def test_a_loss_is_measured():
+    read_s, repair_s = replication._lose(2**20)
+    assert 0 < read_s < WITHIN_S
+    assert repair_s > 0
 
 
 def test_a_script_with_replicas_leaves_no_process_behind_when_a_server_was_lost(tmp_path):
