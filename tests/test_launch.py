@@ -18,7 +18,7 @@ import pytest
 from drust import _core
 from drust.config import Config
 from drust.engines.local import LocalCluster
-from drust.errors import AuthenticationError, ClusterError, ServerLostError, ServerStartError
+from drust.errors import AuthenticationError, ClusterError, ServerStartError
 from drust.runtime import KIND_DRIVER
 from drust.server import joining, messages
 
@@ -226,18 +226,23 @@ def test_a_killed_worker_is_reported_and_replaced() -> None:
         assert len(here.processes()) == slots  # the dead one's slot was given back
 
 
-def test_a_killed_server_is_noticed_and_its_workers_end() -> None:
+def test_a_killed_server_is_noticed_its_workers_end_and_it_is_started_again() -> None:
     events: list[Any] = []
     with running(events, servers=2) as cluster, attached(cluster) as here:
         pids = wait_until(lambda: (found := family(cluster.pids[1:])) and len(found) == 2 and found)
-        os.kill(cluster.pids[1], signal.SIGKILL)
+        killed = cluster.pids[1]
+        os.kill(killed, signal.SIGKILL)
         wait_until(lambda: not any(lives(pid) for pid in pids), GONE_WITHIN_S)
         wait_until(lambda: events)
-        assert events[0] == messages.ServerLost(server=1, pid=cluster.pids[1], reason="killed by SIGKILL")
+        assert events[0] == messages.ServerLost(server=1, pid=killed, reason="killed by SIGKILL")
         assert cluster.lost == {1: "killed by SIGKILL"}
-        with pytest.raises(ServerLostError):
-            here.ping(1)
         here.ping(0)
+        replaced = wait_until(
+            lambda: [event for event in events if isinstance(event, messages.ServerReplaced)], 30.0
+        )
+        assert (replaced[0].server, replaced[0].by) == (1, 1)
+        here.ping(1)
+        assert cluster.pids[1] != killed
 
 
 _DRIVER = """

@@ -13,6 +13,7 @@
 namespace drust {
 
 using ServerId = std::uint32_t;
+inline constexpr ServerId kNoServer = kServersMax;  // no address names it
 
 // 12 bits of server above 36 bits of 16-byte granules; the all-zero address is "nowhere" (granule 0 holds the
 // partition header, so no block ever starts there).

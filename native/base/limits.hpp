@@ -62,6 +62,11 @@ inline constexpr std::uint32_t kHeartbeatMs = 1000;
 inline constexpr std::uint32_t kKillPointsMax = 128;
 inline constexpr std::uint32_t kKillRows = 96;
 inline constexpr std::uint64_t kKillBoardBytes = 4096;
+// Replicas.
+inline constexpr std::uint32_t kPromotionWaitMs = 4500;  // a request to a lost server waits so long for its successor
+inline constexpr std::uint32_t kFreesKeptMs = 3000;  // frees that a server may have taken with it are kept, to be repeated
+inline constexpr std::uint64_t kReplicaBatchBytes = 16ULL << 20;  // one commit of what a new backup is given
+inline constexpr std::uint32_t kReplicaBatchBlocks = 256;
 
 static_assert(kServerBits + kGranuleBits == 48);
 static_assert(kSegmentBytes % 4096 == 0 && kSpanBytesMax % kSegmentBytes == 0);
@@ -69,6 +74,6 @@ static_assert(kSmallBlockBytesMax * 8 <= kSpanBytesMax);
 static_assert(kProcessesMax % 64 == 0);
 static_assert(kKillPointsMax * 8 + kKillRows * 32 == kKillBoardBytes);
 static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0);
-static_assert(kPeerTimeoutMs < 5000, "every wait on a lost server must end within 5 s");
+static_assert(kPeerTimeoutMs < 5000 && kPromotionWaitMs < 5000, "every wait on a lost server must end within 5 s");
 
 }  // namespace drust

@@ -96,6 +96,45 @@ std::size_t tend(Plane& plane) {
   return plane.reaper->tend();
 }
 
+nb::tuple usage_tuple(const server::Replicas::Usage& usage) { return nb::make_tuple(usage.versions, usage.bytes); }
+
+nb::list replicas_of(const Plane& plane, ServerId server, std::size_t most) {
+  nb::list rows;
+  for (const server::Replicas::Version& kept : plane.server->replicas_of(server, most))
+    rows.append(nb::make_tuple(kept.primary.address.raw(), kept.primary.colour, kept.stamp));
+  return rows;
+}
+
+std::size_t drop_unused_replicas(Plane& plane, nb::sequence rows) {
+  std::vector<server::Replicas::Version> kept;
+  for (nb::handle row : rows) {
+    server::Replicas::Version& version = kept.emplace_back();
+    version.primary.address = Address(nb::cast<std::uint64_t>(row[0]));
+    version.primary.colour = nb::cast<std::uint64_t>(row[1]);
+    version.stamp = nb::cast<std::uint64_t>(row[2]);
+  }
+  return plane.server->drop_unused_replicas(kept);
+}
+
+nb::bytes control(Plane& plane, ServerId server, nb::bytes body) {
+  const auto* first = reinterpret_cast<const std::byte*>(body.c_str());
+  const std::span<const std::byte> request(first, body.size());
+  Result<std::vector<std::byte>> reply = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.runtime.peers->control(server, request);
+  }();
+  const auto answer = unwrap(std::move(reply));
+  return nb::bytes(answer.data(), answer.size());
+}
+
+nb::tuple protect(Plane& plane, ServerId backup, ServerId server) {
+  Result<server::Replicas::Usage> sent = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.server->protect(backup, server);
+  }();
+  return usage_tuple(unwrap(std::move(sent)));
+}
+
 void close(Plane& plane) {
   nb::gil_scoped_release unlocked;
   plane.runtime.partition->close();
@@ -106,6 +145,7 @@ void close(Plane& plane) {
 }  // namespace
 
 void register_plane(nb::module_& module) {
+  module.attr("NO_SERVER") = kNoServer;
   nb::class_<Plane>(module, "ServerPlane", "A server's partition and serve threads.")
       .def_static("create", &create, nb::arg("server"), nb::arg("incarnation"), nb::arg("heap_bytes"), nb::arg("host"),
                   nb::arg("port"), nb::arg("threads"), nb::arg("token"), nb::arg("log").none(), nb::arg("pid"),
@@ -113,10 +153,20 @@ void register_plane(nb::module_& module) {
       .def_prop_ro("memfd", [](const Plane& p) { return p.runtime.partition->memfd(); })
       .def_prop_ro("port", [](const Plane& p) { return p.server->port(); })
       .def("set_endpoint",
-           [](Plane& p, ServerId server, std::uint64_t epoch, const std::string& host, std::uint16_t port) {
-             p.runtime.partition->set_endpoint(server, {epoch, host, port});
+           [](Plane& p, ServerId server, std::uint64_t epoch, const std::string& host, std::uint16_t port,
+              ServerId by, ServerId backup) {
+             p.runtime.partition->set_endpoint(server, {epoch, host, port, by, backup});
            },
-           nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"))
+           nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"), nb::arg("by") = kNoServer,
+           nb::arg("backup") = kNoServer)
+      .def("fail_records", [](Plane& p, ServerId lost) { return p.server->fail_records(lost); }, nb::arg("lost"))
+      .def("promote", [](Plane& p, ServerId lost) { return usage_tuple(p.server->promote(lost)); }, nb::arg("lost"))
+      .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
+      .def("protect", &protect, nb::arg("backup"), nb::arg("server"))
+      .def("replicas", [](const Plane& p) { return usage_tuple(p.server->replicas()); })
+      .def("replicas_of", &replicas_of, nb::arg("server"), nb::arg("most"))
+      .def("drop_unused_replicas", &drop_unused_replicas, nb::arg("replicas"))
+      .def("control", &control, nb::arg("server"), nb::arg("body"))
       .def("take_control", &take_control, nb::arg("timeout_ms"))
       .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
       .def("reap", &reap, nb::arg("slot"), nb::arg("generation"), nb::arg("pid") = 0, nb::arg("reason") = "")

@@ -24,7 +24,8 @@ constexpr std::array<const char*, heap::kCounters> kCounterNames = {
     "bytes_allocated", "frees",            "blocks_copied",   "bytes_copied",    "copy_hits",
     "copy_misses",     "copies_evicted",   "encodes",         "bytes_encoded",   "decodes",
     "moves_in",        "borrows",          "mutable_borrows", "tasks_run",       "messages_served",
-    "frames_rejected"};
+    "frames_rejected", "replica_messages", "blocks_replicated", "bytes_replicated",
+    "results_unreplicated"};
 static_assert(kCounterNames.back() != nullptr);
 
 struct TaskEntry {

@@ -59,7 +59,8 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 //     in_transit  a call or a completion that this process is sending: whoever reaps it learns whether it arrived
 //     copy        the copy table
 //     queue       a call block that an entry of the task queue names
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower };
+//     replica     the backup of another server's block (server/replicas.hpp)
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;
@@ -76,6 +77,11 @@ enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, q
 [[nodiscard]] constexpr Address owner_parent(std::uint64_t word) noexcept {
   return Address(word & ((1ULL << (kServerBits + kGranuleBits)) - 1));
 }
+// Bits of BlockHeader::flags: what was done with the bytes at this address. They end with the block.
+enum BlockFlag : std::uint32_t {
+  kReplicated = 1,  // this very version is on the backup server; a new colour clears it
+  kHasReplica = 2,  // some version of this block was sent there: its free must be told
+};
 
 struct BlockHeader {
   std::atomic<std::uint64_t> state;   // see above; any process, compare-and-swap
@@ -88,7 +94,7 @@ struct BlockHeader {
   std::uint32_t meta_bytes;
   std::uint64_t value_bytes;          // what a person would call its size: bytes of buffers
   std::atomic<std::uint32_t> task;    // number of the task that made it, 0 outside of one; its process, then reapers
-  std::atomic<std::uint32_t> flags;   // none yet; any process
+  std::atomic<std::uint32_t> flags;   // BlockFlag; any process
 };
 static_assert(sizeof(BlockHeader) == 64);
 

@@ -22,6 +22,10 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
   BlockHeader& header = mapping.header_at(place.offset_bytes);
   std::uint64_t expected = header.state.load(std::memory_order_acquire);
   if (colour == kNoColour || expected != colour) return false;
+  // Drawn while the block still lives: replicas of whatever comes to this address next have later ones.
+  const bool has_replica = (header.flags.load(std::memory_order_relaxed) & kHasReplica) != 0;
+  const std::uint64_t stamp = has_replica ? partition_.draw_replica_stamp() : 0;
+  const Address address = Address::make(partition_.server(), place.offset_bytes);
   const bool is_tree = with_children && header.child_count > 0;
   if (!is_tree && place.entry.kind() == SegmentKind::span) {
     if (!header.state.compare_exchange_strong(expected, kFree, std::memory_order_acq_rel)) return false;
@@ -32,6 +36,7 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
     } else {
       mapping.segments.hint_free(place.head, place.entry.owner());
     }
+    if (has_replica && replica_hook_) replica_hook_(address, stamp);
     return true;
   }
   SharedWord& frees_open = mapping.slot(process_.slot).frees_open;
@@ -43,6 +48,7 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
   }
   partition_.count(process_, Counter::frees);
   open.push_back(place);
+  if (has_replica && replica_hook_) replica_hook_(address, stamp);
   kill_point("heap.free.begun");
   return true;
 }

@@ -40,6 +40,9 @@ ProcessId Heap::process() const noexcept { return process_; }
 void Heap::set_pressure_hook(std::function<std::uint64_t(std::uint64_t)> hook) {
   pressure_hook_ = std::move(hook);
 }
+void Heap::set_replica_hook(std::function<void(Address, std::uint64_t)> hook) {
+  replica_hook_ = std::move(hook);
+}
 std::uint64_t Heap::reclaim() { return arena_->reclaim(); }
 
 // -- allocating
@@ -201,6 +204,8 @@ Result<GlobalPointer> Heap::recolour(const GlobalPointer& pointer) {
   if (!header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel)) {
     return Status(Code::stale, "another colour");
   }
+  // The replica stays what the lender would be rolled back to, until this version is sent there too.
+  if (header.flags.load(std::memory_order_relaxed) != 0) header.flags.fetch_and(~std::uint32_t{kReplicated});
   return GlobalPointer{pointer.address, colour, extent_bytes};
 }
 

@@ -110,6 +110,9 @@ class Heap {
   // the bytes wanted (copies of remote objects) and returns how many. Set once, before other threads
   // allocate.
   void set_pressure_hook(std::function<std::uint64_t(std::uint64_t)> hook);
+  // Called after a block with replicas on another server was freed here: `stamp` is newer than each of them. It
+  // must not wait. Set once, before other threads free.
+  void set_replica_hook(std::function<void(Address, std::uint64_t stamp)> hook);
 
  private:
   Result<Address> obtain(std::uint64_t extent_bytes);
@@ -128,6 +131,7 @@ class Heap {
   std::atomic<std::uint64_t> next_colour_{0};  // compare-and-swap; a multiple of kColourRange: draw a range
   std::mutex range_mutex_;                     // one thread draws it
   std::function<std::uint64_t(std::uint64_t)> pressure_hook_;  // constant once threads allocate
+  std::function<void(Address, std::uint64_t)> replica_hook_;   // constant once threads free
 };
 
 }  // namespace drust::heap

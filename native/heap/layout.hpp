@@ -42,6 +42,7 @@ struct SharedHeader {
   SharedWord room_spent_bytes;  // and what has been backed since. Hints: racing writes do no harm.
   alignas(64) std::atomic<std::uint32_t> closed;  // 0 -> 1 once, by the server
   std::atomic<std::uint32_t> next_slot;  // where the search for a free process slot begins: reuse comes late
+  SharedWord replica_stamp;              // the last one drawn
 };
 static_assert(sizeof(SharedHeader) <= 4096);
 
@@ -95,6 +96,8 @@ struct EndpointRow {  // sequence lock: odd while the control plane, its only wr
   SharedWord server;  // plus one; 0: an unused row
   SharedWord epoch;
   SharedWord port;
+  SharedWord by;       // plus one, as the next; 0: nobody
+  SharedWord backup;
   SharedWord host[8];  // 63 bytes and a zero
 };
 

@@ -152,6 +152,10 @@ Result<Block> Partition::find(Address address, Colour colour) const noexcept {
   return Block(mapping.writable + place.offset_bytes);
 }
 
+std::uint64_t Partition::draw_replica_stamp() const noexcept {
+  return mapping_->shared().replica_stamp.fetch_add(1) + 1;
+}
+
 void Partition::close() noexcept {
   mapping_->shared().closed.store(1);
   for (const std::uint64_t offset : {kQueueOffset, kCopiesOffset}) {

@@ -55,6 +55,10 @@ enum class Counter : std::uint32_t {
   tasks_run,
   messages_served,      // requests answered by a server
   frames_rejected,      // malformed or unauthenticated
+  replica_messages,     // commits sent to a backup server
+  blocks_replicated,    // blocks and bytes inside them
+  bytes_replicated,
+  results_unreplicated, // handed over all the same, as their callers wait for them
   count_
 };
 inline constexpr std::uint32_t kCounters = static_cast<std::uint32_t>(Counter::count_);
@@ -69,7 +73,9 @@ struct CreateOptions {
 struct Endpoint {
   std::uint64_t epoch = 0;          // raised at each change; 0: no such server
   std::string host;                 // numeric address, at most 63 bytes
-  std::uint16_t port = 0;
+  std::uint16_t port = 0;           // 0: nobody listens, the server is lost
+  ServerId by = kNoServer;          // the server that answers in its place, if another does
+  ServerId backup = kNoServer;      // where its replicas are
 };
 
 struct ProcessInfo {
@@ -137,6 +143,9 @@ class Partition {
   // epoch).
   void set_endpoint(ServerId server, const Endpoint& endpoint) noexcept;
   [[nodiscard]] Endpoint endpoint(ServerId server) const;
+
+  // A number larger than any drawn before by any process of this host: orders what backup servers are told.
+  [[nodiscard]] std::uint64_t draw_replica_stamp() const noexcept;
 
   // Set once by the server when it begins to close; every wait in the partition ends: the first word of the
   // queue area and of the copy area is a futex that this changes and wakes, other waits look every

@@ -21,6 +21,11 @@ std::uint64_t start_time_of(std::uint32_t pid) {
   return at == std::string::npos ? 0 : std::strtoull(line.c_str() + at, nullptr, 10);
 }
 
+// A server's number as a word of an endpoint row holds it.
+ServerId server_in(std::uint64_t word) noexcept {
+  return word == 0 ? kNoServer : static_cast<ServerId>(word - 1);
+}
+
 }  // namespace
 
 Result<ProcessId> Partition::claim_process(ProcessKind kind, std::uint32_t pid) {
@@ -126,6 +131,8 @@ void Partition::set_endpoint(ServerId server, const Endpoint& endpoint) noexcept
   row->sequence.store(sequence | 1);
   row->epoch.store(endpoint.epoch);
   row->port.store(endpoint.port);
+  row->by.store(endpoint.by == kNoServer ? 0 : std::uint64_t{endpoint.by} + 1);
+  row->backup.store(endpoint.backup == kNoServer ? 0 : std::uint64_t{endpoint.backup} + 1);
   for (std::size_t index = 0; index < std::size(row->host); ++index) {
     std::uint64_t word = 0;
     std::memcpy(&word, host + index * sizeof word, sizeof word);
@@ -147,12 +154,15 @@ Endpoint Partition::endpoint(ServerId server) const {
       char host[sizeof row.host] = {};
       const std::uint64_t epoch = row.epoch.load();
       const std::uint64_t port = row.port.load();
+      const ServerId by = server_in(row.by.load());
+      const ServerId backup = server_in(row.backup.load());
       for (std::size_t part = 0; part < std::size(row.host); ++part) {
         const std::uint64_t word = row.host[part].load();
         std::memcpy(host + part * sizeof word, &word, sizeof word);
       }
       if (before % 2 == 0 && row.sequence.load() == before) {
-        return {epoch, std::string(host, ::strnlen(host, sizeof host)), static_cast<std::uint16_t>(port)};
+        return {epoch, std::string(host, ::strnlen(host, sizeof host)), static_cast<std::uint16_t>(port), by,
+                backup};
       }
     }
   }

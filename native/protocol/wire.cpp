@@ -35,7 +35,8 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::read_block: return {true, false, false};
     case Operation::read_region:
     case Operation::write_region: return {true, true, false};
-    case Operation::inquire: return {true, false, false};
+    case Operation::inquire:
+    case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::submit:
     case Operation::complete: return {true, false, true};
     case Operation::free_blocks:
@@ -70,6 +71,8 @@ Status check_body(const RequestHeader& header, Operation operation) {
       return is_extent(bytes) && bytes == header.extent_bytes
                  ? Status()
                  : bad(name, "the body is not as long as the block");
+    case Operation::replicate:
+      return bytes == header.extent_bytes ? Status() : bad(name, "the body is not as long as the block");
     case Operation::submit:
       return is_extent(bytes) ? Status() : bad(name, "the body is too short or too long for a block");
     case Operation::complete:
@@ -99,6 +102,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::complete: return "complete";
     case Operation::inquire: return "inquire";
     case Operation::ping: return "ping";
+    case Operation::replicate: return "replicate";
     case Operation::control: return "control";
     case Operation::read_blocks: return "read_blocks";
     case Operation::count_: break;
@@ -132,9 +136,12 @@ Status check(const RequestHeader& header) {
   if (header.flags != 0) return bad(name, "unknown flags");
   if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
   const bool is_outcome = header.argument == 1 || header.argument == 2;  // tasks::RecordState done, lost
-  const bool is_argument = operation == Operation::complete ? is_outcome : header.argument <= kRetriesMax;
-  if (rule.has_argument ? !is_argument : header.argument != 0)
-    return bad(name, "the argument is out of range");
+  const bool is_replica = operation == Operation::replicate;
+  bool is_argument = header.argument == 0;
+  if (operation == Operation::complete) is_argument = is_outcome;
+  if (operation == Operation::submit) is_argument = header.argument <= kRetriesMax;
+  if (is_replica) is_argument = (header.argument & ~Replicate::kAll) == 0;
+  if (!is_argument) return bad(name, "the argument is out of range");
   if (rule.has_pointer) {
     if (!is_place(header.address)) return bad(name, "the address is nowhere");
     if (!is_colour(header.colour)) return bad(name, "the colour is none");
@@ -146,6 +153,10 @@ Status check(const RequestHeader& header) {
   if (rule.has_region) {
     if (const auto bytes = total_bytes(header.region, header.extent_bytes); !bytes.ok())
       return bytes.status();
+  } else if (is_replica) {
+    if (header.region.offset_bytes == 0 || !is_empty({0, header.region.chunk_bytes, header.region.count,
+                                                      header.region.stride_bytes}))
+      return bad(name, "it has a stamp and no region");
   } else if (!is_empty(header.region)) {
     return bad(name, "it has no region");
   }
@@ -172,25 +183,26 @@ Status check(const ReplyHeader& header, Operation operation) {
   return {};
 }
 
-Status check(const FreeItem& item, ServerId server) {
-  if (!is_place(item.address) || Address(item.address).server() != server)
-    return bad("free_blocks", "the block lives elsewhere");
-  if (!is_colour(item.colour)) return bad("free_blocks", "the colour is none");
+Status check(const FreeItem& item) {
+  const char* name = "free_blocks";
+  if (!is_place(item.address)) return bad(name, "the block is nowhere");
   switch (item.flags) {
+    case FreeItem::kReplica: return item.colour != 0 ? Status() : bad(name, "the stamp is none");
     case 0:
     case FreeItem::kShallow:
     case FreeItem::kTied:
     case FreeItem::kPassedOn:
     case FreeItem::kSuccessor:
-    case FreeItem::kMade: return {};
-    default: return bad("free_blocks", "unknown flags");
+    case FreeItem::kMade:
+    case FreeItem::kConfirm: return is_colour(item.colour) ? Status() : bad(name, "the colour is none");
+    default: return bad(name, "unknown flags");
   }
 }
 
-Status check(std::span<const FreeItem> batch, ServerId server) {
+Status check(std::span<const FreeItem> batch) {
   bool wants_successor = false;
   for (const FreeItem& item : batch) {
-    if (Status status = check(item, server); !status.ok()) return status;
+    if (Status status = check(item); !status.ok()) return status;
     if (wants_successor != (item.flags == FreeItem::kSuccessor))
       return bad("free_blocks", "an item and its successor are not together");
     wants_successor = item.flags == FreeItem::kPassedOn;
@@ -198,9 +210,8 @@ Status check(std::span<const FreeItem> batch, ServerId server) {
   return wants_successor ? bad("free_blocks", "the last item lacks its successor") : Status();
 }
 
-Status check(const BlockItem& item, ServerId server) {
-  if (!is_place(item.address) || Address(item.address).server() != server)
-    return bad("read_blocks", "the block lives elsewhere");
+Status check(const BlockItem& item) {
+  if (!is_place(item.address)) return bad("read_blocks", "the block is nowhere");
   if (!is_colour(item.colour)) return bad("read_blocks", "the colour is none");
   return is_extent(item.extent_bytes) ? Status() : bad("read_blocks", "the extent is out of range");
 }

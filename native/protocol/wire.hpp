@@ -31,6 +31,9 @@ enum class Operation : std::uint8_t {
   control,  // body: opaque bytes for the server's control plane (msgspec); reply body: likewise
   read_blocks,  // body: BlockItem[n], n <= kBlocksPerReadMax; reply body: as many times a whole block and its
                 // Trailer, in this order; a block that went while it was served has Code::stale there
+  // pointer: a block of the sender's server; body: that block; region.offset_bytes: the batch's stamp; argument:
+  // Replicate bits. The last of a batch commits all of it and is answered; the others have no reply.
+  replicate,
   count_,
 };
 
@@ -77,12 +80,22 @@ struct Trailer {
 
 static_assert(sizeof(Trailer) == 8);
 
+struct Replicate {
+  static constexpr std::uint16_t kMore = 1;       // not the last of its batch
+  static constexpr std::uint16_t kConfirmed = 4;  // owned by a process of another server: see FreeItem::kConfirm
+  static constexpr std::uint16_t kAll = kMore | kConfirmed;
+};
+
+// What travels in batches without a reply: frees, and what a backup server is told about blocks of others.
 struct FreeItem {
   static constexpr std::uint64_t kShallow = 1;   // this block alone, not the children it owns
   static constexpr std::uint64_t kTied = 2;      // this block and its tied children
   static constexpr std::uint64_t kPassedOn = 4;  // likewise, but those stay that the next item's block has too
   static constexpr std::uint64_t kSuccessor = 8;  // frees nothing: the block that an item before it speaks of
   static constexpr std::uint64_t kMade = 16;  // a borrower's version: not the children its pre-image owns too
+  static constexpr std::uint64_t kReplica = 32;  // replicas of the address older than the stamp in `colour` can go
+  static constexpr std::uint64_t kConfirm = 64;  // this version is owned by a process of a server not its own
+  static constexpr std::uint64_t kNotice = kReplica | kConfirm;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t flags;
@@ -111,12 +124,13 @@ inline constexpr std::uint64_t kSentenceBytesMax = 512;
 [[nodiscard]] Status check(const RequestHeader& header);
 // Likewise for the reply to `operation`: bad_request also for a reply to something else.
 [[nodiscard]] Status check(const ReplyHeader& header, Operation operation);
-// One free for `server`; a batch of them, in which kPassedOn and kSuccessor come in pairs.
-[[nodiscard]] Status check(const FreeItem& item, ServerId server);
-[[nodiscard]] Status check(std::span<const FreeItem> batch, ServerId server);
+// One of a batch; a batch, in which kPassedOn and kSuccessor come in pairs. Whether this server answers for the
+// addresses is the server's to say.
+[[nodiscard]] Status check(const FreeItem& item);
+[[nodiscard]] Status check(std::span<const FreeItem> batch);
 
-// A block of `server` to be read.
-[[nodiscard]] Status check(const BlockItem& item, ServerId server);
+// A block to be read.
+[[nodiscard]] Status check(const BlockItem& item);
 
 [[nodiscard]] const char* name_of(Operation operation) noexcept;
 

@@ -42,7 +42,11 @@ Status send_request(transport::Stream& stream, Call& call, std::span<const wire:
   parts[count++] = piece(&call.request, sizeof call.request);
   ensure(call.body.size() <= Call::kBodyPartsMax, "a body has few pieces");
   for (const iovec& part : call.body) parts[count++] = part;
-  call.sent_bytes = transport::total_bytes({parts.data(), count});
+  call.sent_bytes = transport::total_bytes({parts.data(), count}) + transport::total_bytes(call.before);
+  if (!call.before.empty()) {
+    std::vector<iovec> before_parts(call.before.begin(), call.before.end());  // sending eats them
+    if (Status status = stream.send_all(before_parts); !status.ok()) return status;
+  }
   kill_point("call.request.before");
   return stream.send_all({parts.data(), count});
 }

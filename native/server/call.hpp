@@ -21,6 +21,8 @@ struct Call {
   std::span<const iovec> reply_body;  // exactly these bytes are expected if the answer is ok; at most
                                       // kReplyPartsMax pieces, and no allocation for kBodyPartsMax
   std::vector<std::byte>* reply_buffer = nullptr;  // instead: whatever comes
+  std::span<const iovec> before;  // whole messages without a reply that go ahead of this one
+  std::uint64_t epoch = 0;        // only while the server's endpoint has this epoch; 0: whatever it has
   static constexpr std::size_t kBodyPartsMax = 4;
   static constexpr std::size_t kReplyPartsMax = std::size_t{3} * kBlocksPerReadMax;
 

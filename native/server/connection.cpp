@@ -29,7 +29,7 @@ Connection::Connection(std::unique_ptr<transport::Stream> stream, Operations& op
       handshake_(std::make_unique<transport::Handshake>(transport::Role::server, token, operations.server(),
                                                         transport::draw_nonce())) {}
 
-Connection::~Connection() { operations_.discard(intake_); }
+Connection::~Connection() { operations_.close(intake_); }
 
 void Connection::set_ready(bool readable, bool writable, bool is_ending) noexcept {
   is_ending_ = is_ending_ || is_ending;

@@ -61,18 +61,19 @@ void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::P
   kill_point("deliver.versions.released");
 }
 
-void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
+tasks::Delivery deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
                   std::vector<GlobalPointer>& made) noexcept {
   // Before anybody can take it: from the next step on it is the joiner's.
   if (!completion.is_null()) heap.set_owner(completion, heap::owner_word(heap::OwnerKind::none, {}));
   const tasks::Delivery delivery = tasks::Queue::complete(heap, record, state, completion);
-  if (completion.is_null() || delivery == tasks::Delivery::applied) return;
+  if (completion.is_null() || delivery == tasks::Delivery::applied) return delivery;
   if (delivery == tasks::Delivery::unwanted) {
     free_unwanted(heap, completion, remote, made);
   } else {
     static_cast<void>(heap.free_shallow(completion));  // the first one carried the same children
   }
+  return delivery;
 }
 
 void free_unjoined(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,

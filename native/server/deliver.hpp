@@ -20,7 +20,8 @@ void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::P
 
 // A copy that has come over the wire, to a record of this partition. Blocks on other servers that go with an unwanted one are appended: whole trees to
 // `remote`, borrowers' versions to `made`.
-void deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
+// Says what it met.
+tasks::Delivery deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
                   std::vector<GlobalPointer>& made) noexcept;
 

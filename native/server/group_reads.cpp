@@ -20,7 +20,10 @@ Answer Operations::read_blocks(std::span<const std::byte> items) {
   std::vector<GlobalPointer> blocks;
   std::uint64_t total_bytes = 0;
   for (const wire::BlockItem& item : wanted) {
-    answer.status = wire::check(item, server());
+    answer.status = wire::check(item);
+    const ServerId home = Address(item.address).server();
+    if (answer.status.ok() && home != server() && !replicas_.is_promoted(home))
+      answer.status = Status(Code::bad_request, "read_blocks: the block lives elsewhere");
     total_bytes += item.extent_bytes + sizeof(wire::Trailer);
     if (answer.status.ok() && total_bytes > kFrameBodyBytesMax) {
       answer.status = Status(Code::bad_request, "read_blocks: the answer would be too long");
@@ -29,7 +32,12 @@ Answer Operations::read_blocks(std::span<const std::byte> items) {
       answer.kind = Answer::Kind::malformed;
       return answer;
     }
-    blocks.push_back({Address(item.address), item.colour, item.extent_bytes});
+    const Result<GlobalPointer> here = resolve({Address(item.address), item.colour, item.extent_bytes});
+    if (!here.ok()) {
+      answer.status = here.status();
+      return answer;
+    }
+    blocks.push_back({here.value().address, here.value().colour, item.extent_bytes});
   }
   for (const GlobalPointer& block : blocks) {  // else a peer could ask for any number of zeros
     const Result<heap::Block> found = heap_.partition().find(block.address, block.colour);

@@ -32,8 +32,8 @@ Status other_extent() { return Status(Code::bad_request, "the block has another 
 
 }  // namespace
 
-Operations::Operations(heap::Heap& heap, tasks::Queue& queue, FreeElsewhere free_elsewhere)
-    : heap_(heap), queue_(queue), free_elsewhere_(std::move(free_elsewhere)) {}
+Operations::Operations(heap::Heap& heap, tasks::Queue& queue, Elsewhere elsewhere)
+    : heap_(heap), queue_(queue), elsewhere_(std::move(elsewhere)), replicas_(heap) {}
 
 ServerId Operations::server() const noexcept { return heap_.partition().server(); }
 
@@ -58,13 +58,15 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
       intake.rest = intake.buffer;
       break;
     case wire::Operation::complete:
-      if (Address(header.address).server() != server()) {
+      if (const ServerId home = Address(header.address).server();
+          home != server() && !replicas_.is_promoted(home)) {
         intake.refusal = elsewhere();
       } else if (header.body_bytes > 0) {
         admit_block(header.body_bytes, intake);
       }
       break;
     case wire::Operation::put_block:
+    case wire::Operation::replicate:
     case wire::Operation::submit: admit_block(header.body_bytes, intake); break;
     case wire::Operation::write_region:
       if (const Result<Chunks> chunks = locate(header); !chunks.ok()) {
@@ -115,7 +117,13 @@ void Operations::discard(Intake& intake) noexcept {
   intake.refusal = Status();
 }
 
+void Operations::close(Intake& intake) noexcept {
+  discard(intake);
+  replicas_.abandon(intake.batch);
+}
+
 Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
+  if (header.operation == static_cast<std::uint8_t>(wire::Operation::replicate)) return replicate(header, intake);
   if (!intake.refusal.ok()) return refused(intake.refusal);
   switch (static_cast<wire::Operation>(header.operation)) {
     case wire::Operation::read_block: return read_block(header);
@@ -129,6 +137,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::inquire:
       return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
     case wire::Operation::ping: return {};
+    case wire::Operation::replicate: return replicate(header, intake);
     case wire::Operation::control: {
       Answer answer;
       answer.kind = Answer::Kind::control;
@@ -139,9 +148,16 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
   return refused(Status(Code::bad_request, "there is no such operation"));
 }
 
+Result<GlobalPointer> Operations::resolve(const GlobalPointer& pointer) const {
+  if (heap_.partition().is_local(pointer.address)) return pointer;
+  return replicas_.find(pointer);
+}
+
 Answer Operations::read_block(const wire::RequestHeader& header) {
   Answer answer;
-  answer.block = pointer_of(header);
+  const Result<GlobalPointer> here = resolve(pointer_of(header));
+  if (!here.ok()) return refused(here.status());
+  answer.block = here.value();
   const Result<heap::Block> found = heap_.partition().find(answer.block.address, answer.block.colour);
   if (!found.ok()) return refused(found.status());
   const heap::BlockHeader& block = found.value().header();
@@ -160,7 +176,9 @@ Answer Operations::read_block(const wire::RequestHeader& header) {
 
 // The region of buffer 0 of the live version that the header names.
 Result<Chunks> Operations::locate(const wire::RequestHeader& header) const {
-  const GlobalPointer pointer = pointer_of(header);
+  const Result<GlobalPointer> here = resolve(pointer_of(header));
+  if (!here.ok()) return here.status();
+  const GlobalPointer& pointer = here.value();
   const Result<heap::Block> found = heap_.partition().find(pointer.address, pointer.colour);
   if (!found.ok()) return found.status();
   const heap::BlockHeader& block = found.value().header();
@@ -187,12 +205,14 @@ Answer Operations::read_region(const wire::RequestHeader& header) {
   if (!chunks.ok()) return refused(chunks.status());
   Answer answer;
   answer.kind = Answer::Kind::served;
-  answer.block = pointer_of(header);
+  answer.block = resolve(pointer_of(header)).value();  // locate() has found it
   answer.chunks = chunks.value();
   return answer;
 }
 
 Answer Operations::write_region(const wire::RequestHeader& header, const Intake& intake) {
+  // A part goes back into the array of whoever split it, a process of the block's own server: it is gone.
+  if (Address(header.address).server() != server()) return refused(elsewhere());
   Answer answer;
   answer.pointer = pointer_of(header);
   const std::shared_lock<std::shared_mutex> no_free(writing_);
@@ -209,15 +229,24 @@ Answer Operations::free_blocks(std::span<const std::byte> items) {
   answer.kind = Answer::Kind::none;
   std::vector<wire::FreeItem> batch(items.size() / sizeof(wire::FreeItem));
   std::memcpy(static_cast<void*>(batch.data()), items.data(), batch.size() * sizeof(wire::FreeItem));
-  answer.status = wire::check(batch, server());
+  answer.status = wire::check(batch);
+  bool has_frees = false;
+  for (const wire::FreeItem& item : batch) {
+    const ServerId home = Address(item.address).server();
+    const bool is_notice = (item.flags & wire::FreeItem::kNotice) != 0;
+    has_frees = has_frees || !is_notice;
+    if (answer.status.ok() && is_notice == (home == server()) && (is_notice || !replicas_.is_promoted(home)))
+      answer.status = elsewhere();
+  }
   if (!answer.status.ok()) {
     answer.kind = Answer::Kind::malformed;  // before anything is freed
     return answer;
   }
   std::vector<GlobalPointer> remote;
-  {
+  if (has_frees) {
     const std::unique_lock<std::shared_mutex> no_write(writing_);
     for (std::size_t index = 0; index < batch.size(); ++index) {
+      if (Address(batch[index].address).server() != server()) continue;
       // stale and not_found are the expected fate of a free that was sent twice.
       const wire::FreeItem& item = batch[index];
       const GlobalPointer pointer{Address(item.address), item.colour, 0};
@@ -234,8 +263,59 @@ Answer Operations::free_blocks(std::span<const std::byte> items) {
       }
     }
   }
-  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer, 0);
+  for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
+  for (const wire::FreeItem& item : batch) {
+    if (Address(item.address).server() == server() || item.flags == wire::FreeItem::kSuccessor) continue;
+    if ((item.flags & wire::FreeItem::kNotice) != 0) {
+      take_notice(item);
+    } else {
+      // What a successor or a pre-image may have too stays: a leak after a server's loss, rather than a loss.
+      constexpr std::uint64_t kAlone = wire::FreeItem::kShallow | wire::FreeItem::kPassedOn | wire::FreeItem::kMade;
+      free_promoted({Address(item.address), item.colour, 0}, (item.flags & kAlone) != 0);
+    }
+  }
   return answer;
+}
+
+void Operations::take_notice(const wire::FreeItem& item) {
+  const Address address(item.address);
+  if (item.flags == wire::FreeItem::kReplica) {
+    replicas_.drop_older(address, item.colour);
+  } else {
+    replicas_.confirm(address, item.colour);
+  }
+}
+
+void Operations::free_promoted(const GlobalPointer& primary, bool shallow) {
+  std::vector<GlobalPointer> remote;
+  std::vector<Address> dropped;
+  replicas_.free(primary, shallow, remote, dropped);
+  for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
+  for (const Address address : dropped) elsewhere_.drop_replica(address);
+}
+
+void Operations::free_tree(const GlobalPointer& local) {
+  std::vector<GlobalPointer> remote;
+  static_cast<void>(heap_.free(local, remote));
+  for (const GlobalPointer& pointer : remote) {
+    if (replicas_.is_promoted(pointer.address.server())) {
+      free_promoted(pointer, false);
+    } else {
+      elsewhere_.free(pointer, 0);
+    }
+  }
+}
+
+// What a task or a completion brings that lies on other servers: owned here from now on, so the backups of
+// those servers are told.
+std::vector<GlobalPointer> Operations::owned_elsewhere(const GlobalPointer& local) const {
+  std::vector<GlobalPointer> found;
+  const heap::Block block(heap_.partition().writable(local.address.offset_bytes()));
+  for (const heap::ChildPointer& child : block.children()) {
+    const bool is_owned = child.address != 0 && (child.flags & heap::ChildPointer::kBorrowed) == 0;
+    if (is_owned && !heap_.partition().is_local(Address(child.address))) found.push_back(child.pointer());
+  }
+  return found;
 }
 
 // The received bytes become a live block of this server, if they are one.
@@ -259,26 +339,68 @@ Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
   if (!task.ok()) return refused(task.status());
   heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
+  std::vector<GlobalPointer> moved = owned_elsewhere(task.value());  // a worker may be done with it at once
   if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
     return refused(std::move(pushed));
   }
+  for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
+  return {};
+}
+
+Answer Operations::replicate(const wire::RequestHeader& header, Intake& intake) {
+  Status status = std::exchange(intake.refusal, Status());
+  if (status.ok()) {
+    const Result<GlobalPointer> local = publish(intake);
+    if (local.ok()) {
+      heap_.set_owner(local.value(), heap::owner_word(heap::OwnerKind::replica, {}));
+      // Of a replica its tied children are its own: which version of the parent owned them is not known here.
+      const heap::Block block(heap_.partition().writable(local.value().address.offset_bytes()));
+      for (heap::ChildPointer& child : block.children()) {
+        if ((child.flags & heap::ChildPointer::kTied) != 0) child.flags &= ~heap::ChildPointer::kBorrowed;
+      }
+      intake.batch.push_back({pointer_of(header), header.region.offset_bytes,
+                              (header.argument & wire::Replicate::kConfirmed) != 0, local.value()});
+    } else {
+      status = local.status();
+    }
+  }
+  if (intake.batch_refusal.ok()) intake.batch_refusal = std::move(status);
+  if ((header.argument & wire::Replicate::kMore) != 0) {
+    Answer answer;
+    answer.kind = Answer::Kind::none;
+    return answer;
+  }
+  status = std::exchange(intake.batch_refusal, Status());
+  if (status.ok()) status = replicas_.commit(intake.batch);
+  replicas_.abandon(intake.batch);
+  if (!status.ok()) return refused(std::move(status));
   return {};
 }
 
 Answer Operations::complete(const wire::RequestHeader& header, Intake& intake) {
   GlobalPointer completion;
+  std::vector<GlobalPointer> moved;
   if (!intake.block.is_null()) {
     const Result<GlobalPointer> published = publish(intake);
     if (!published.ok()) return refused(published.status());
     completion = published.value();
+    moved = owned_elsewhere(completion);
+  }
+  if (Address(header.address).server() != server()) {
+    // Whoever waited for it was lost with its server, and what it brings has no owner any more.
+    if (!completion.is_null()) free_tree(completion);
+    return {};
   }
   const auto state = static_cast<tasks::RecordState>(header.argument);
   std::vector<GlobalPointer> remote;
   std::vector<GlobalPointer> made;
-  deliver_here(heap_, pointer_of(header), state, completion, remote, made);
-  for (const GlobalPointer& pointer : remote) free_elsewhere_(pointer, 0);
-  for (const GlobalPointer& pointer : made) free_elsewhere_(pointer, wire::FreeItem::kMade);
+  const auto met = deliver_here(heap_, pointer_of(header), state, completion, remote, made);
+  for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
+  for (const GlobalPointer& pointer : made) elsewhere_.free(pointer, wire::FreeItem::kMade);
+  if (met == tasks::Delivery::applied) {
+    for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
+  }
   return {};
 }
 

@@ -30,6 +30,7 @@
 #include "heap/heap.hpp"
 #include "protocol/wire.hpp"
 #include "server/chunks.hpp"
+#include "server/replicas.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::server {
@@ -42,6 +43,9 @@ struct Intake {
   alignas(64) std::array<std::byte, wire::kBlockBytesMin> header{};
   std::span<std::byte> rest;      // the body, or what follows its header
   std::vector<std::byte> buffer;  // owns `rest` if there is no block
+  // Replicas received since the last commit of this connection, and why they will be refused, if they will.
+  std::vector<StagedReplica> batch;
+  Status batch_refusal;
 };
 
 // What goes back.
@@ -66,9 +70,16 @@ struct Answer {
 
 class Operations {
  public:
-  using FreeElsewhere = std::function<void(const GlobalPointer&, std::uint64_t flags)>;  // wire::FreeItem's
-  // `free_elsewhere` gets blocks on other servers that go with freed ones; it must not wait.
-  Operations(heap::Heap& heap, tasks::Queue& queue, FreeElsewhere free_elsewhere);
+  // What this server has to tell others; none of it may wait.
+  struct Elsewhere {
+    // A block on another server that goes with a freed one; wire::FreeItem's flags.
+    std::function<void(const GlobalPointer&, std::uint64_t flags)> free;
+    // A value of another server is owned here now.
+    std::function<void(const GlobalPointer&)> confirm = [](const GlobalPointer&) {};
+    // Of a block this server answered for in another's place.
+    std::function<void(Address)> drop_replica = [](Address) {};
+  };
+  Operations(heap::Heap& heap, tasks::Queue& queue, Elsewhere elsewhere);
 
   // `header` has passed wire::check.
   void admit(const wire::RequestHeader& header, Intake& intake);
@@ -76,6 +87,8 @@ class Operations {
   // Gives back what admit() set aside: the sender died before its body was complete, or execute() did not
   // need it.
   void discard(Intake& intake) noexcept;
+  // The same at the end of a connection: what it has not committed goes too.
+  void close(Intake& intake) noexcept;
 
   // Whether the version is still the live one, looked at after everything before the call.
   [[nodiscard]] bool is_live(const GlobalPointer& block) const noexcept;
@@ -94,16 +107,28 @@ class Operations {
   Answer put_block(Intake& intake);
   Answer submit(const wire::RequestHeader& header, Intake& intake);
   Answer complete(const wire::RequestHeader& header, Intake& intake);
+  Answer replicate(const wire::RequestHeader& header, Intake& intake);
+
+  // Where a version is in this partition: it itself, or its replica here if its server was lost and this one
+  // answers in its place. Not found otherwise.
+  [[nodiscard]] Result<GlobalPointer> resolve(const GlobalPointer& pointer) const;
+  [[nodiscard]] Replicas& replicas() noexcept { return replicas_; }
+  // Frees a version of a server whose place this one has taken, as free_blocks would.
+  void free_promoted(const GlobalPointer& primary, bool shallow);
 
  private:
   void admit_block(std::uint64_t body_bytes, Intake& intake);
   void admit_staging(std::uint64_t body_bytes, Intake& intake);
   Result<Chunks> locate(const wire::RequestHeader& header) const;
   Result<GlobalPointer> publish(Intake& intake);
+  void take_notice(const wire::FreeItem& item);
+  void free_tree(const GlobalPointer& local);
+  [[nodiscard]] std::vector<GlobalPointer> owned_elsewhere(const GlobalPointer& local) const;
 
   heap::Heap& heap_;
   tasks::Queue& queue_;
-  FreeElsewhere free_elsewhere_;
+  Elsewhere elsewhere_;
+  Replicas replicas_;
   std::shared_mutex writing_;  // see the lock table
 };
 

@@ -1,11 +1,13 @@
 #include "server/peers.hpp"
 
 #include <array>
+#include <string>
 #include <utility>
 
 #include "server/call.hpp"
 #include "server/peers_pool.hpp"
 #include "server/snapshot.hpp"
+#include "tasks/queue.hpp"
 
 namespace drust::server {
 namespace {
@@ -35,13 +37,16 @@ class BlockBody {
     if (live.extent_bytes != local.extent_bytes)
       return Status(Code::bad_request, "the block has another extent");
     take_snapshot(live, header_);
+    block_ = found.value();
     parts_ = {iovec{static_cast<void*>(&header_), sizeof header_},
               iovec{found.value().start() + sizeof header_, local.extent_bytes - sizeof header_}};
     return {};
   }
   [[nodiscard]] std::span<const iovec> parts() const noexcept { return parts_; }
+  [[nodiscard]] const heap::Block& block() const noexcept { return block_; }
 
  private:
+  heap::Block block_{nullptr};
   heap::BlockHeader header_{};
   std::array<iovec, 2> parts_{};
 };
@@ -130,15 +135,27 @@ Result<GlobalPointer> Peers::put_block(ServerId server, const GlobalPointer& loc
 Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
   BlockBody body;
   if (Status status = body.open(pool_->partition, task); !status.ok()) return status;
+  HandOver hand_over;
+  if (Status status = pool_->replicate(body.block(), hand_over); !status.ok()) return status;
   Call call;
   call.request = request_for(wire::Operation::submit, record, task.extent_bytes);
   call.request.argument = static_cast<std::uint16_t>(retries);
   call.body = body.parts();
-  return pool_->ask(server, call);
+  // When a server is lost, its row gets another epoch first and then its records are settled as lost. So a
+  // record that is still pending under this epoch will not be settled while its task runs on the successor.
+  call.epoch = pool_->partition.endpoint(server).epoch;
+  if (pool_->partition.is_local(record.address) &&
+      tasks::Queue::look(pool_->partition, record) != tasks::RecordState::pending) {
+    return Status(Code::server_lost, "server " + std::to_string(server) + " has just been lost");
+  }
+  Status status = pool_->ask(server, call);
+  if (status.ok()) pool_->settle(hand_over);
+  return status;
 }
 
 Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion) {
   BlockBody body;
+  HandOver hand_over;
   Call call;
   call.request = request_for(wire::Operation::complete, record, 0);
   call.request.argument = static_cast<std::uint16_t>(state);
@@ -146,8 +163,41 @@ Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const G
     if (Status status = body.open(pool_->partition, completion); !status.ok()) return status;
     call.request.body_bytes = completion.extent_bytes;
     call.body = body.parts();
+    // A result that cannot be replicated is better than none: its caller waits for it.
+    if (!pool_->replicate(body.block(), hand_over).ok())
+      pool_->partition.count(pool_->heap.process(), heap::Counter::results_unreplicated);
   }
-  return pool_->ask(record.address.server(), call);
+  Status status = pool_->ask(record.address.server(), call);
+  if (status.ok()) pool_->settle(hand_over);
+  return status;
+}
+
+Result<std::uint64_t> Peers::replicate_all(ServerId backup, std::span<const Replica> replicas) {
+  std::uint64_t total_bytes = 0;
+  for (std::size_t first = 0; first < replicas.size();) {
+    std::size_t count = 0;
+    std::uint64_t bytes = 0;
+    while (first + count < replicas.size() && count < kReplicaBatchBlocks &&
+           (count == 0 || bytes + replicas[first + count].local.extent_bytes <= kReplicaBatchBytes)) {
+      bytes += replicas[first + count++].local.extent_bytes;
+    }
+    const std::uint64_t stamp = pool_->partition.draw_replica_stamp();
+    std::vector<Replica> batch;
+    for (const Replica& each : replicas.subspan(first, count)) {
+      if (pool_->partition.find(each.local.address, each.local.colour).ok()) batch.push_back(each);
+    }
+    if (!batch.empty()) {
+      if (Status status = pool_->send_replicas(backup, batch, stamp); !status.ok()) return status;
+    }
+    // One that was freed meanwhile has said so too early.
+    for (const Replica& each : batch) {
+      if (!pool_->partition.find(each.local.address, each.local.colour).ok())
+        drop_replica_later(each.primary.address);
+    }
+    total_bytes += bytes;
+    first += count;
+  }
+  return total_bytes;
 }
 
 Status Peers::inquire(ServerId server, const GlobalPointer& record) {
@@ -183,6 +233,16 @@ void Peers::free_made_later(const GlobalPointer& remote) { pool_->free_later(rem
 
 void Peers::free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor) {
   pool_->free_tied_later(remote, successor);
+}
+
+void Peers::confirm_later(const GlobalPointer& value) { pool_->confirm_later(value); }
+
+void Peers::drop_replica_later(Address address) {
+  pool_->drop_replica_later(address, pool_->partition.draw_replica_stamp());
+}
+
+void Peers::drop_replica_later(Address address, std::uint64_t stamp) {
+  pool_->drop_replica_later(address, stamp);
 }
 
 void Peers::flush_frees() { pool_->flush(); }

@@ -9,6 +9,10 @@
 // once by a fresh one, for the operations that may be executed twice (all but put_block and submit, for which
 // the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
 // blocks with it.
+//
+// Where the lost server has a backup (Endpoint::backup), operations that may be executed twice wait instead, at
+// most kPromotionWaitMs, until the endpoint table names the server that answers in its place. What submit()
+// and complete() hand over is on this server's backup before they leave (replicator.cpp).
 #pragma once
 
 #include <cstdint>
@@ -32,6 +36,13 @@ struct PeersOptions {
   std::uint32_t timeout_ms = kPeerTimeoutMs;
   Dial dial{};              // none: over TCP
   bool has_sweeper = true;  // a thread sends what frees no request takes along; else flush_frees() must be called
+};
+
+// A block of this partition, as the replica of `primary` (itself, or a block of a server whose place was taken).
+struct Replica {
+  GlobalPointer primary;
+  GlobalPointer local;
+  bool is_confirmed = false;
 };
 
 class Peers {
@@ -68,13 +79,22 @@ class Peers {
   Status ping(ServerId server);
   Result<std::vector<std::byte>> control(ServerId server, std::span<const std::byte> body);
 
-  // Never waits: safe on a serving thread.
+  // Puts blocks on a backup server that has none of them: in commits of kReplicaBatchBytes. Returns the bytes.
+  Result<std::uint64_t> replicate_all(ServerId backup, std::span<const Replica> replicas);
+
+  // Never waits: safe on a serving thread. So do the next two.
   void free_later(const GlobalPointer& remote, bool shallow);
   // As Heap::free_made(), there.
   void free_made_later(const GlobalPointer& remote);
   // The parent at `remote` with the children tied to it, except those that `successor` (null if there is
   // none) has too: Heap::free_tied, there. Never waits.
   void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
+  // A version of another server is owned here from now on: its backup, if it has one, is told.
+  void confirm_later(const GlobalPointer& value);
+  // The backup of this server, if it has one, is told that replicas of that address are of no use: those with
+  // a stamp below the given one, or all there are.
+  void drop_replica_later(Address address);
+  void drop_replica_later(Address address, std::uint64_t stamp);
   // Returns when every queued free is in the kernel's hands.
   void flush_frees();
   // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does

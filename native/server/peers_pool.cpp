@@ -11,6 +11,8 @@ namespace drust::server {
 namespace {
 
 constexpr auto kFreeDelay = std::chrono::milliseconds(3);
+constexpr auto kUnsureLook = std::chrono::milliseconds(100);
+constexpr auto kSuccessorLook = std::chrono::milliseconds(2);
 
 heap::Counter counter_of(std::uint8_t operation) noexcept {
   switch (static_cast<wire::Operation>(operation)) {
@@ -22,12 +24,18 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::submit: return heap::Counter::submit_messages;
     case wire::Operation::complete: return heap::Counter::complete_messages;
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
+    case wire::Operation::replicate: return heap::Counter::replica_messages;
     case wire::Operation::inquire:
     case wire::Operation::ping:
     case wire::Operation::control:
     case wire::Operation::count_: break;
   }
   return heap::Counter::control_messages;
+}
+
+// Meant for that very server, not for whoever has its blocks and runs its tasks.
+bool is_personal(std::uint8_t operation) noexcept {
+  return operation == static_cast<std::uint8_t>(wire::Operation::control);
 }
 
 bool may_be_repeated(std::uint8_t operation) noexcept {
@@ -46,14 +54,45 @@ Status lost(ServerId server, Status status) {
 
 Status Peers::Pool::ask(ServerId server, Call& call) {
   if (is_forked()) return Status(Code::closed, "this process was forked from the one that was connected");
-  const std::vector<wire::FreeItem> frees = frees_.take(server);
+  const auto deadline = Clock::now() + std::chrono::milliseconds(kPromotionWaitMs);
+  const bool is_repeatable = may_be_repeated(call.request.operation) && !is_personal(call.request.operation);
+  for (;;) {
+    const heap::Endpoint at = partition.endpoint(server);
+    if (at.by != kNoServer && is_personal(call.request.operation)) {
+      return lost(server, Status(Code::server_lost,
+                                 "it has ended; server " + std::to_string(at.by) + " has its replicas"));
+    }
+    Status status = ask_once(server, call, at.epoch);
+    if (status.code() != Code::server_lost || !is_repeatable) return status;
+    if (!await_successor(server, at.epoch, deadline)) return status;
+  }
+}
+
+bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::time_point deadline) const {
+  for (;;) {
+    const heap::Endpoint now = partition.endpoint(server);
+    // One that was started again has none of the blocks: nothing to be had from it.
+    if (now.epoch != epoch && now.port != 0) return now.by != kNoServer && Clock::now() < deadline;
+    // The engine takes the backup out of the row when there is nothing to wait for.
+    if (now.backup == kNoServer || partition.is_closed() || Clock::now() >= deadline) return false;
+    std::this_thread::sleep_for(kSuccessorLook);
+  }
+}
+
+Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_before) {
+  std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
   for (;;) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
-    if (!lease.ok()) return give_up(server, lease.status());
+    if (!lease.ok()) return give_up(server, epoch_before, lease.status(), std::move(frees));
+    if (call.epoch != 0 && lease.value().epoch != call.epoch) {
+      connections_.give_back(server, std::move(lease.value()));
+      return give_up(server, epoch_before, Status(Code::server_lost, "it has ended"), std::move(frees));
+    }
     const bool is_pooled = lease.value().is_pooled;
     const std::int64_t asked_ms = lease.value().stream->now_ms();
+    const std::uint64_t epoch = lease.value().epoch;
     Outcome outcome = exchange(*lease.value().stream, call, frees);
     have_left(frees);
     // Its peer had gone while it was idle, and answered the first packet with that. Not after silence, whether we
@@ -67,9 +106,10 @@ Status Peers::Pool::ask(ServerId server, Call& call) {
     count_message(call, frees.size());
     if (outcome.is_connection_good) {
       connections_.give_back(server, std::move(lease.value()));
+      remember(server, epoch, std::move(frees));
       return std::move(outcome.status);
     }
-    return give_up(server, std::move(outcome.status));
+    return give_up(server, epoch_before, std::move(outcome.status), std::move(frees));
   }
 }
 
@@ -89,29 +129,69 @@ void Peers::Pool::free_tied_later(const GlobalPointer& remote, const GlobalPoint
                        {successor.address.raw(), successor.colour, wire::FreeItem::kSuccessor}});
 }
 
-void Peers::Pool::queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items) {
+void Peers::Pool::queue_frees(ServerId destination, std::initializer_list<wire::FreeItem> items) {
   if (is_forked()) return;
   for (const wire::FreeItem& item : items) {
     // Told by its reaper, a block that is passed on goes alone: what its successor has is not to be lost.
     const bool is_alone = item.flags == wire::FreeItem::kPassedOn;
-    if (item.flags != wire::FreeItem::kSuccessor)
+    if ((item.flags & (wire::FreeItem::kSuccessor | wire::FreeItem::kNotice)) == 0)
       heap.note_owed({Address(item.address), item.colour, 0}, is_alone ? wire::FreeItem::kShallow : item.flags);
   }
-  const std::size_t count = frees_.add(server, items);
+  const std::size_t count = frees_.add(destination, items);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (is_closed_ || !has_sweeper_) return;
-  if (!sweeper_.joinable()) {
-    try {
-      sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });
-    } catch (const std::system_error&) {
-      return;  // no thread to be had: the next request to that server takes them along
-    }
-  }
+  start_sweeper();
   const bool fills_batch = count / kFreesPerBatchMax != (count - items.size()) / kFreesPerBatchMax;
   if (count == items.size() || fills_batch) {
     has_full_batch_ = has_full_batch_ || count >= kFreesPerBatchMax;
     changed_.notify_one();
   }
+}
+
+void Peers::Pool::start_sweeper() {
+  if (sweeper_.joinable()) return;
+  try {
+    sweeper_ = start_quiet_thread("drust-frees", [this] { sweep(); });
+  } catch (const std::system_error&) {
+    // no thread to be had: the next request to that server takes them along
+  }
+}
+
+// Whether another may answer, or answers already, for the server that did under `epoch`.
+bool Peers::Pool::has_successor(ServerId server, std::uint64_t epoch) const {
+  const heap::Endpoint now = partition.endpoint(server);
+  return now.backup != kNoServer || (now.epoch != epoch && now.port != 0);
+}
+
+// A server that has a backup passes on what its frees mean for replicas a few milliseconds later. If it is lost
+// before, they are repeated to whoever takes its place: a free may come twice.
+void Peers::Pool::remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees) {
+  if (frees.empty() || !has_successor(server, epoch)) return;
+  std::erase_if(frees, [](const wire::FreeItem& item) { return (item.flags & wire::FreeItem::kNotice) != 0; });
+  if (frees.empty()) return;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (is_closed_) return;
+  unsure_.push_back({Clock::now(), server, epoch, std::move(frees)});
+  start_sweeper();
+  if (unsure_.size() == 1) changed_.notify_one();
+}
+
+void Peers::Pool::repeat_unsure() {
+  const auto oldest = Clock::now() - std::chrono::milliseconds(kFreesKeptMs);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::erase_if(unsure_, [&](const Unsure& each) {
+    const heap::Endpoint now = partition.endpoint(each.server);
+    if (now.epoch == each.epoch || now.port == 0) return each.sent < oldest && now.epoch == each.epoch;
+    for (std::size_t index = 0; index < each.frees.size(); ++index) {
+      const wire::FreeItem& item = each.frees[index];
+      if (item.flags == wire::FreeItem::kPassedOn && index + 1 < each.frees.size()) {
+        frees_.add(each.server, {item, each.frees[++index]});  // with its successor, never apart
+      } else {
+        frees_.add(each.server, {item});
+      }
+    }
+    return true;
+  });
 }
 
 void Peers::Pool::flush() {
@@ -149,40 +229,59 @@ void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
   partition.count(process, heap::Counter::bytes_received, call.received_bytes);
 }
 
-Status Peers::Pool::give_up(ServerId server, Status status) {
+Status Peers::Pool::give_up(ServerId server, std::uint64_t epoch, Status status,
+                            std::vector<wire::FreeItem> frees) {
   Status error = lost(server, std::move(status));
-  if (error.code() == Code::server_lost) have_left(frees_.drop(server));
+  if (error.code() != Code::server_lost) return error;
+  if (!has_successor(server, epoch)) {
+    have_left(frees_.drop(server));
+    return error;
+  }
+  while (!frees.empty()) {
+    remember(server, epoch, std::move(frees));
+    frees = frees_.take(server);
+  }
   return error;
 }
 
 bool Peers::Pool::send_batch(ServerId server) {
-  const std::vector<wire::FreeItem> batch = frees_.take(server);
+  const std::uint64_t epoch_before = partition.endpoint(server).epoch;
+  std::vector<wire::FreeItem> batch = frees_.take(server);
   if (batch.empty()) return false;
   // Tested, as nothing will come back that could tell that the peer has gone.
   Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
   Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
   have_left(batch);
   if (!status.ok()) {
-    (void)give_up(server, std::move(status));
+    (void)give_up(server, epoch_before, std::move(status), std::move(batch));
     return false;
   }
   const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);
   partition.count(heap.process(), heap::Counter::free_messages);
   partition.count(heap.process(), heap::Counter::frees_sent, batch.size());
   partition.count(heap.process(), heap::Counter::bytes_sent, bytes);
+  const std::uint64_t epoch = lease.value().epoch;
   connections_.give_back(server, std::move(lease.value()));
+  remember(server, epoch, std::move(batch));
   return true;
 }
 
 void Peers::Pool::sweep() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!is_closed_) {
-    changed_.wait(lock, [this] { return is_closed_ || !frees_.is_empty(); });
+    const auto has_work = [this] { return is_closed_ || !frees_.is_empty(); };
+    if (unsure_.empty()) {
+      changed_.wait(lock, [&] { return has_work() || !unsure_.empty(); });
+    } else {
+      changed_.wait_for(lock, kUnsureLook, has_work);
+    }
     // A little patience: more frees may come, or a request that takes them along.
-    changed_.wait_for(lock, kFreeDelay, [this] { return is_closed_ || has_full_batch_; });
+    if (!frees_.is_empty()) changed_.wait_for(lock, kFreeDelay, [this] { return is_closed_ || has_full_batch_; });
     has_full_batch_ = false;
     if (is_closed_) return;
+    const bool is_unsure = !unsure_.empty();
     lock.unlock();
+    if (is_unsure) repeat_unsure();
     flush();
     lock.lock();
   }

@@ -2,14 +2,17 @@
 // frees travel. Peers itself (peers.cpp) says what each call sends and where its reply goes.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <initializer_list>
 #include <mutex>
 #include <span>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "server/call.hpp"
 #include "server/forks.hpp"
@@ -19,14 +22,25 @@
 
 namespace drust::server {
 
+// What one hand-over has put on the backup server, to be settled once it has arrived.
+struct HandOver {
+  std::uint64_t stamp = 0;
+  std::vector<Address> superseded;  // an older version of them is there too
+};
+
 class Peers::Pool {
  public:
   Pool(heap::Heap& given, PeersOptions options)
       : heap(given),
         partition(given.partition()),
         has_sweeper_(options.has_sweeper),
-        connections_(partition, std::move(options.token), options.timeout_ms, std::move(options.dial)) {}
-  ~Pool() { close(); }
+        connections_(partition, std::move(options.token), options.timeout_ms, std::move(options.dial)) {
+    heap.set_replica_hook([this](Address block, std::uint64_t stamp) { drop_replica_later(block, stamp); });
+  }
+  ~Pool() {
+    close();
+    heap.set_replica_hook({});
+  }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
@@ -36,6 +50,20 @@ class Peers::Pool {
   void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
   void flush();
   void close() noexcept;
+
+  // replicator.cpp: the sending side of replication. Nothing here costs a message while this server has no
+  // backup.
+  //
+  // What the children of `parent` name in this partition is put on the backup server, with all that it owns
+  // here, unless that version is there already: one commit, one round trip. A backup that is lost is waited
+  // for until there is another, or the engine says that there is none.
+  Status replicate(const heap::Block& parent, HandOver& hand_over);
+  // It has arrived: versions before those just sent are needed by nobody.
+  void settle(const HandOver& hand_over);
+  // One commit, whatever its size.
+  Status send_replicas(ServerId backup, std::span<const Replica> replicas, std::uint64_t stamp);
+  void drop_replica_later(Address block, std::uint64_t stamp);
+  void confirm_later(const GlobalPointer& value);
   // Whether this is a child's copy of its parent's object.
   [[nodiscard]] bool is_forked() const noexcept { return fork_generation() != generation_; }
 
@@ -43,10 +71,30 @@ class Peers::Pool {
   heap::Partition& partition;
 
  private:
-  void queue_frees(ServerId server, std::initializer_list<wire::FreeItem> items);
+  using Clock = std::chrono::steady_clock;
+  // Frees that a server may not have passed on before it was lost.
+  struct Unsure {
+    Clock::time_point sent;
+    ServerId server;
+    std::uint64_t epoch;
+    std::vector<wire::FreeItem> frees;
+  };
+
+  // `epoch_before`: of the server's row, read before the call.
+  Status ask_once(ServerId server, Call& call, std::uint64_t epoch_before);
+  // Until another server answers in the place of the lost one that had `epoch`. False: none will, or not in
+  // time.
+  bool await_successor(ServerId server, std::uint64_t epoch, Clock::time_point deadline) const;
+  [[nodiscard]] bool has_successor(ServerId server, std::uint64_t epoch) const;
+  void queue_frees(ServerId destination, std::initializer_list<wire::FreeItem> items);
+  void start_sweeper();  // with the mutex held
+  void remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees);
+  void repeat_unsure();
   void count_message(const Call& call, std::size_t frees) const;
   void have_left(std::span<const wire::FreeItem> frees) noexcept;
-  Status give_up(ServerId server, Status status);
+  // Frees to a lost server are dropped, or kept for its successor if there may be one: whoever answers under
+  // another epoch than the one it was tried under.
+  Status give_up(ServerId server, std::uint64_t epoch, Status status, std::vector<wire::FreeItem> frees);
   // False when there was nothing to send, or nobody to send it to.
   bool send_batch(ServerId server);
   // The sweeper's thread: sends what no request took along.
@@ -60,6 +108,7 @@ class Peers::Pool {
   std::condition_variable changed_;
   bool has_full_batch_ = false;
   bool is_closed_ = false;
+  std::deque<Unsure> unsure_;  // oldest first
   std::thread sweeper_;  // started with the first free; joined by close()
 };
 

@@ -26,6 +26,7 @@ ConnectionPool::ConnectionPool(heap::Partition& partition, std::vector<std::byte
 Result<ConnectionPool::Lease> ConnectionPool::take(ServerId server, Choice choice) {
   const heap::Endpoint endpoint = partition_.endpoint(server);
   if (endpoint.epoch == 0) return Status(Code::server_lost, "there is no server " + std::to_string(server));
+  if (endpoint.port == 0) return Status(Code::server_lost, "it has ended, and no replica has taken its place");
   for (;;) {
     Streams dropped;  // closed after the lock is gone
     Lease lease{nullptr, endpoint.epoch, true};
@@ -50,7 +51,8 @@ Result<ConnectionPool::Lease> ConnectionPool::connect(ServerId server, const hea
     return Status(Code::unauthenticated, "there is no token to prove ourselves with");
   auto connected = dial_(endpoint, kConnectTimeoutMs);
   if (!connected.ok()) return connected.status();
-  transport::Handshake handshake(transport::Role::client, token_, server, transport::draw_nonce());
+  const ServerId answering = endpoint.by == kNoServer ? server : endpoint.by;
+  transport::Handshake handshake(transport::Role::client, token_, answering, transport::draw_nonce());
   if (Status status = transport::shake_hands(*connected.value(), handshake, kConnectTimeoutMs); !status.ok())
     return status;
   connected.value()->bound_silence(timeout_ms_);

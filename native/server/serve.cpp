@@ -14,9 +14,14 @@ class Server::Loops {
  public:
   Loops(heap::Heap& heap, tasks::Queue& queue, Peers& peers, ServeOptions given)
       : options(std::move(given)),
-        operations(heap, queue, [&peers](const GlobalPointer& block, std::uint64_t flags) {
-          flags == wire::FreeItem::kMade ? peers.free_made_later(block) : peers.free_later(block, false);
-        }) {}
+        heap(heap),
+        peers(peers),
+        operations(heap, queue,
+                   {[&peers](const GlobalPointer& block, std::uint64_t flags) {
+                      flags == wire::FreeItem::kMade ? peers.free_made_later(block) : peers.free_later(block, false);
+                    },
+                    [&peers](const GlobalPointer& value) { peers.confirm_later(value); },
+                    [&peers](Address block) { peers.drop_replica_later(block); }}) {}
 
   Status start() {
     if (options.token.size() != kTokenBytes)
@@ -55,6 +60,8 @@ class Server::Loops {
 
   const std::uint32_t generation = fork_generation();
   ServeOptions options;  // constant once the loops run, as all below
+  heap::Heap& heap;
+  Peers& peers;
   Operations operations;
   ControlDesk desk;
   std::unique_ptr<transport::Listener> listener;  // the accepting loop's, while it runs
@@ -85,6 +92,71 @@ Result<ControlRequest> Server::take_control(std::uint32_t timeout_ms) {
 void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
   if (const auto asker = loops_->desk.settle(id))
     loops_->loops[asker->loop]->answer(asker->connection, std::move(body));
+}
+
+std::size_t Server::fail_records(ServerId lost) {
+  heap::Partition& partition = loops_->heap.partition();
+  std::size_t failed = 0;
+  partition.each_live_block([&](const heap::BlockInfo& block) {
+    if (block.codec != tasks::kRecordCodec) return;
+    const tasks::Record* record = tasks::Queue::find_record(partition, block.pointer);
+    if (record == nullptr || record->server != lost) return;
+    const auto met = tasks::Queue::complete(loops_->heap, block.pointer, tasks::RecordState::lost, {});
+    if (met == tasks::Delivery::applied) ++failed;
+  });
+  return failed;
+}
+
+Replicas::Usage Server::promote(ServerId lost) { return loops_->operations.replicas().promote(lost); }
+
+std::size_t Server::free_orphans(ServerId lost) {
+  const std::vector<GlobalPointer> orphans = loops_->operations.replicas().orphans(lost);
+  // Each alone: what they own that is not an orphan too may be owned by a version that others know.
+  for (const GlobalPointer& orphan : orphans) loops_->operations.free_promoted(orphan, true);
+  return orphans.size();
+}
+
+Result<Replicas::Usage> Server::protect(ServerId backup, ServerId server) {
+  heap::Partition& partition = loops_->heap.partition();
+  std::vector<Replica> all;
+  if (server == partition.server()) {
+    partition.each_live_block([&](const heap::BlockInfo& block) {
+      const Result<heap::Block> found = partition.find(block.pointer.address, block.pointer.colour);
+      if (!found.ok() || (found.value().header().flags.load() & heap::kReplicated) == 0) return;
+      // Who owns it was known to the backup that was lost; here it is not.
+      all.push_back({block.pointer, block.pointer, true});
+    });
+  } else {
+    for (const Replicas::Version& version : loops_->operations.replicas().promoted(server))
+      all.push_back({version.primary, version.local, version.is_confirmed});
+  }
+  const Result<std::uint64_t> bytes = loops_->peers.replicate_all(backup, all);
+  if (!bytes.ok()) return bytes.status();
+  return Replicas::Usage{all.size(), bytes.value()};
+}
+
+Replicas::Usage Server::replicas() const { return loops_->operations.replicas().usage(); }
+
+std::vector<Replicas::Version> Server::replicas_of(ServerId server, std::size_t most) const {
+  std::vector<Replicas::Version> kept = loops_->operations.replicas().promoted(server);
+  if (kept.size() > most) kept.resize(most);
+  return kept;
+}
+
+std::size_t Server::drop_unused_replicas(std::span<const Replicas::Version> kept_elsewhere) {
+  const heap::Partition& partition = loops_->heap.partition();
+  std::size_t dropped = 0;
+  for (const Replicas::Version& kept : kept_elsewhere) {
+    const Result<heap::Block> found = partition.find(kept.primary.address, kNoColour);
+    // One of another colour that has replicas is the same block, written since: this may be its pre-image.
+    // The very version may not be marked yet.
+    const bool is_used = found.ok() && (found.value().header().state.load() == kept.primary.colour ||
+                                        (found.value().header().flags.load() & heap::kHasReplica) != 0);
+    if (is_used) continue;
+    loops_->peers.drop_replica_later(kept.primary.address, kept.stamp + 1);
+    ++dropped;
+  }
+  return dropped;
 }
 
 void Server::stop() noexcept {

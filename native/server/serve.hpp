@@ -12,12 +12,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "base/status.hpp"
 #include "heap/heap.hpp"
 #include "server/peers.hpp"
+#include "server/replicas.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::server {
@@ -49,6 +51,24 @@ class Server {
   // timed_out after `timeout_ms`, closed after stop().
   Result<ControlRequest> take_control(std::uint32_t timeout_ms);
   void reply_control(std::uint64_t id, std::vector<std::byte> body);
+
+  // Another server was lost. Its endpoint row must say so before the first of these is called.
+  //
+  // Records of tasks that were sent there are settled as lost: whoever joins them is told at once. Returns how
+  // many.
+  std::size_t fail_records(ServerId lost);
+  // This server answers in its place from now on.
+  Replicas::Usage promote(ServerId lost);
+  // Frees what of it nobody owns. Returns how many values.
+  std::size_t free_orphans(ServerId lost);
+  // Puts on `backup` what it lacks: of this server what the backup before it had, or of a lost one whose place
+  // this one has taken what is here. Waits for the network; any thread but a serving one.
+  Result<Replicas::Usage> protect(ServerId backup, ServerId server);
+  [[nodiscard]] Replicas::Usage replicas() const;
+  // What is kept here for that server, at most so many; and its answer: has those dropped that are of no use any
+  // more, because the process that should have said so was killed before it could. Returns how many.
+  [[nodiscard]] std::vector<Replicas::Version> replicas_of(ServerId server, std::size_t most) const;
+  std::size_t drop_unused_replicas(std::span<const Replicas::Version> kept_elsewhere);
   void stop() noexcept;
 
  private:

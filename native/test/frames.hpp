@@ -86,6 +86,10 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
         append(body, wire::FreeItem{block.address.raw(), block.colour + 1, wire::FreeItem::kPassedOn});
         append(body, wire::FreeItem{block.address.raw(), block.colour, wire::FreeItem::kSuccessor});
       }
+      if (dice.once_in(3)) {
+        append(body, wire::FreeItem{Address::make(4, (1 + dice.below(50)) * 4096).raw(), block.colour + dice.below(3),
+                                    wire::FreeItem::kReplica << dice.below(2)});
+      }
       break;
     case wire::Operation::read_blocks:
       for (std::uint64_t index = dice.below(4) + 1; index > 0; --index) {
@@ -106,6 +110,14 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       if (!dice.once_in(4)) body = sample;
       break;
     case wire::Operation::inquire: header = request(operation, record); break;
+    case wire::Operation::replicate: {
+      const Address elsewhere = Address::make(4, (1 + dice.below(50)) * 4096);
+      header = request(operation, {elsewhere, block.colour + dice.below(3), sample.size()}, 0,
+                       {1 + dice.below(1000), 0, 0, 0});
+      header.argument = static_cast<std::uint16_t>(dice.next() & wire::Replicate::kAll);
+      body = sample;
+      break;
+    }
     case wire::Operation::control: append_random(body, dice, dice.below(200)); break;
     case wire::Operation::ping:
     case wire::Operation::count_: break;

@@ -13,7 +13,7 @@ struct Bench {
   Host host{3};
   std::vector<GlobalPointer> sent_elsewhere;
   server::Operations operations{*host.heap, *host.queue,
-                                [this](const GlobalPointer& block, std::uint64_t) { sent_elsewhere.push_back(block); }};
+                                {[this](const GlobalPointer& block, std::uint64_t) { sent_elsewhere.push_back(block); }}};
 };
 
 // The body of a read that was answered ok, without block header and trailer; `code` is the trailer's.

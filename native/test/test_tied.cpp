@@ -143,7 +143,7 @@ TEST("the tied children of a received parent are still the original's") {
 TEST("a free from elsewhere takes the tied children, all or those that no successor has") {
   Versions v;
   Bench bench;
-  server::Operations operations(*v.host.heap, *v.host.queue, [](const GlobalPointer&) {});
+  server::Operations operations(*v.host.heap, *v.host.queue, {[](const GlobalPointer&, std::uint64_t) {}});
   Visitor visitor(operations);
   const FreeItem items[2] = {{v.old.address.raw(), v.old.colour, FreeItem::kPassedOn},
                              {v.fresh.address.raw(), v.fresh.colour, FreeItem::kSuccessor}};

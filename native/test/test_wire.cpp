@@ -34,6 +34,10 @@ wire::RequestHeader request(Operation operation) {
   if (operation == Operation::put_block) header.body_bytes = header.extent_bytes = 256;
   if (operation == Operation::submit || operation == Operation::complete) header.body_bytes = 192;
   if (operation == Operation::complete) header.argument = 1;
+  if (operation == Operation::replicate) {
+    header.body_bytes = header.extent_bytes;
+    header.region.offset_bytes = 7;
+  }
   if (operation == Operation::control) header.body_bytes = 5;
   return header;
 }
@@ -167,15 +171,20 @@ TEST("a new block must be somewhere") {
   CHECK(wire::check(reply, Operation::put_block).ok());
 }
 
-TEST("a free must name a version of a block of that server") {
+TEST("a free must name a version of a block, a notice about replicas a version or a stamp") {
   const wire::FreeItem item{Address::make(2, 4096).raw(), kSomeColour, wire::FreeItem::kShallow};
-  CHECK(wire::check(item, 2).ok());
-  CHECK(!wire::check(item, 3).ok());
-  CHECK(!wire::check(wire::FreeItem{item.address, 5, 0}, 2).ok());
-  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 3}, 2).ok());
-  CHECK(wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kMade}, 2).ok());
-  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 32}, 2).ok());
-  CHECK(!wire::check(wire::FreeItem{Address::make(2, 0).raw(), item.colour, 0}, 2).ok());
+  CHECK(wire::check(item).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 5, 0}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 3}).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kMade}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, 128}).ok());
+  CHECK(!wire::check(wire::FreeItem{Address::make(2, 0).raw(), item.colour, 0}).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, 5, wire::FreeItem::kReplica}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 0, wire::FreeItem::kReplica}).ok());
+  CHECK(wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, 5, wire::FreeItem::kConfirm}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kShallow}).ok());
+  CHECK(!wire::check(wire::FreeItem{item.address, item.colour, wire::FreeItem::kConfirm | wire::FreeItem::kReplica}).ok());
 }
 
 TEST("a free that passes children on is followed by its successor, and by nothing else") {
@@ -183,7 +192,7 @@ TEST("a free that passes children on is followed by its successor, and by nothin
   const wire::FreeItem plain{place, kSomeColour, 0};
   const wire::FreeItem passed{place, kSomeColour, wire::FreeItem::kPassedOn};
   const wire::FreeItem successor{place, kSomeColour, wire::FreeItem::kSuccessor};
-  const auto accepts = [](std::vector<wire::FreeItem> batch) { return wire::check(batch, 2).ok(); };
+  const auto accepts = [](std::vector<wire::FreeItem> batch) { return wire::check(batch).ok(); };
   CHECK(accepts({plain, passed, successor, plain, passed, successor}));
   CHECK(!accepts({passed}));
   CHECK(!accepts({successor}));
@@ -192,12 +201,11 @@ TEST("a free that passes children on is followed by its successor, and by nothin
   CHECK(!accepts({plain, successor}));
 }
 
-TEST("a block to be read must be a version of a block of that server") {
+TEST("a block to be read must be a version of a block") {
   const wire::BlockItem item{Address::make(2, 4096).raw(), kSomeColour, 4096};
-  CHECK(wire::check(item, 2).ok());
-  CHECK(!wire::check(item, 3).ok());
-  CHECK(!wire::check(wire::BlockItem{item.address, 5, 4096}, 2).ok());
-  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, 63}, 2).ok());
-  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, kPartitionBytesMax + 1}, 2).ok());
-  CHECK(!wire::check(wire::BlockItem{Address::make(2, 0).raw(), item.colour, 64}, 2).ok());
+  CHECK(wire::check(item).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, 5, 4096}).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, 63}).ok());
+  CHECK(!wire::check(wire::BlockItem{item.address, item.colour, kPartitionBytesMax + 1}).ok());
+  CHECK(!wire::check(wire::BlockItem{Address::make(2, 0).raw(), item.colour, 64}).ok());
 }

@@ -134,6 +134,7 @@ class Outgoing:
         self.lease: lends.Lease | None = None
         """The lease of the task that lends on, by this call, what it was lent itself."""
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
+        self.was_rolled_back = False  # its server was lost, and others have what it had lent as it was
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._function = shipped.reference
         self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
@@ -260,7 +261,7 @@ class Outgoing:
             pointer = None
             if is_mutable and loss is not None:
                 pointer, index = loss.lends[index] if index < len(loss.lends) else None, index + 1
-            if is_mutable and (loss.poisoned if loss else in_place):
+            if is_mutable and (loss.poisoned if loss else in_place and not self.was_rolled_back):
                 guard._end_lend(self, "poisoned", pointer, self._poison(loss))
             else:
                 guard._end_lend(self, "rolled_back")

@@ -19,6 +19,7 @@ from drust.units import BYTES_FORMS, format_bytes, parse_bytes
 # -- limits, units last; native/base/limits.hpp has the native ones, a test compares what is in both ---------
 
 SERVERS_MAX = 64  # per cluster: rows of the endpoint table kept in each partition
+REPLICAS_MAX = 1  # other servers that keep a value; home keeps none elsewhere, as its end is the session's
 WORKERS_MAX = 254  # per server: its process slots less the driver's and the server's
 HEAP_BYTES_MIN = 16 * 2**20
 HEAP_BYTES_MAX = 2**40  # what an address can name in one partition
@@ -48,6 +49,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         address: `host:port` of a running cluster to join; none starts servers of its own on this machine.
         servers: how many servers to start here.
+        replicas: on how many other servers each value is kept that another server could have seen; 0 or 1.
         workers: worker processes of each server.
         heap_bytes: the quota of each server's partition.
         host: the address servers listen at. Anything but loopback opens them to the network.
@@ -60,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     address: str | None = None
     servers: int = 1
+    replicas: int = 0
     workers: int = 1
     heap_bytes: int = HEAP_BYTES_MIN
     host: str = "127.0.0.1"
@@ -99,6 +102,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             except (ValueError, TypeError, OverflowError):
                 shown = "a text not shown here" if name == "token" else repr(given)
                 raise ConfigError(variable=source, value=shown, expected=expected) from None
+        if values.get("replicas") and values.get("servers", 1) < 2 and "address" not in values:
+            raise ConfigError(
+                variable="replicas=", value=str(values["replicas"]), expected="0, or at least servers=2"
+            )
         values.setdefault("workers", min(machine.cpu_count(), WORKERS_MAX))
         values.setdefault("heap_bytes", default_heap_bytes(values.get("servers", 1)))
         return cls(**values)
@@ -181,6 +188,7 @@ def _token(given: Any) -> str:
 _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "address": (_address, "host:port, as in node7:7788 or [::1]:7788"),
     "servers": (_whole(1, SERVERS_MAX), f"a whole number from 1 to {SERVERS_MAX}"),
+    "replicas": (_whole(0, REPLICAS_MAX), f"a whole number from 0 to {REPLICAS_MAX}"),
     "workers": (_whole(0, WORKERS_MAX), f"a whole number from 0 to {WORKERS_MAX}"),
     "heap_bytes": (
         _heap_size,

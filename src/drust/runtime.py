@@ -41,6 +41,7 @@ OWNER_NAMES = {
     3: "a task in transit",
     4: "the copy table",
     5: "a queue",
+    6: "another server, as a replica",
 }
 
 

@@ -90,6 +90,8 @@ def init(
     servers: int | None = None,
     workers: int | None = None,
     heap_bytes: int | str | None = None,
+    replicas: int | None = None,
+    on_event: Callable[[messages.Event], None] | None = None,
     **settings: Any,
 ) -> Session:
     """Starts servers on this machine, joined by this process; below a second.
@@ -99,6 +101,11 @@ def init(
         workers: worker processes of each server; default one a core. 0 for none.
         heap_bytes: each server's quota, as a number or as "4GiB"; default three quarters of the memory left,
             shared between them.
+        replicas: 1 keeps what other servers could have seen of each server's values on one more server, which
+            takes its place if it is lost. Cost: one round trip with the bytes, once a version, where it is
+            handed to another server; nothing anywhere else. Default 0: a lost server's values are lost.
+        on_event: told of each worker or server that is lost, replaced or protected again, in a thread of the
+            engine.
         settings: other fields of `drust.config.Config`, as `strict=True`. All can be DRUST_ variables too.
 
     Returns:
@@ -117,9 +124,11 @@ def init(
         raise ConfigError(
             variable="init()", value="a second call", expected="one session at a time: drust.shutdown() first"
         )
-    config = Config.read(servers=servers, workers=workers, heap_bytes=heap_bytes, **settings)
+    config = Config.read(
+        servers=servers, workers=workers, heap_bytes=heap_bytes, replicas=replicas, **settings
+    )
     runtime.reopen()
-    _session = Session(config, LocalCluster.start(config))
+    _session = Session(config, LocalCluster.start(config, on_event))
     return _session
 
 

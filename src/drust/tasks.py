@@ -47,6 +47,7 @@ class JoinHandle(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_epoch",
         "_error",
         "_finished",
         "_lock",
@@ -63,6 +64,7 @@ class JoinHandle(Generic[T]):
         self._record = record
         self._call: calls.Outgoing | None = call
         self._runtime = runtime.current()
+        self._epoch = self._runtime.endpoint(server)[0] if server != self._runtime.server else 0
         self._finished = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -161,6 +163,14 @@ class JoinHandle(Generic[T]):
                 completion = calls.open_completion(self._runtime, block)
                 call.committed(completion)
                 self._settle(completion, None)
+            elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
+                # Who has its replicas has them as they were lent: nothing was written in place there.
+                call.was_rolled_back = runtime.config().replicas > 0
+                call.lost(None)
+                lost = ServerLostError(
+                    object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
+                )
+                self._settle(None, lost)
             else:
                 loss = calls.open_loss(self._runtime, block)
                 outcome = call.outcome_of(loss)

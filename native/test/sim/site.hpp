@@ -36,7 +36,7 @@ class Site final : public transport::SimWatcher {
       : machine(given), epoch(given_epoch), world_(world) {
     operations_ = std::make_unique<server::Operations>(
         *machine.heap, *machine.queue,
-        [this](const GlobalPointer& block, std::uint64_t) { free_later(block, false); });
+        server::Operations::Elsewhere{[this](const GlobalPointer& block, std::uint64_t) { free_later(block, false); }});
     server::PeersOptions options;
     options.token = test_token();
     options.has_sweeper = false;  // a fiber of the simulation sweeps

@@ -4,6 +4,7 @@ import click
 from rich.console import Console
 
 from drust.bench import micro as runner
+from drust.bench import replication as replication_runner
 from drust.bench import report
 
 
@@ -29,6 +30,20 @@ def micro(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()
     errors = Console(stderr=True)
     with errors.status("starting two servers") as status:
         result = runner.run(quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}"))
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        report.show(result, report.console_for())
+
+
+@bench.command(name="replication")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: below 40 s instead of 3 min.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def replication(quick: bool = False, as_json: bool = False) -> None:
+    """What replicas=1 costs over replicas=0, and how long the loss of a server takes, by what it held."""
+    errors = Console(stderr=True)
+    with errors.status("starting two clusters of three servers") as status:
+        result = replication_runner.run(quick=quick, progress=lambda name: status.update(f"measuring {name}"))
     if as_json:
         click.echo(report.to_json(result))
     else:

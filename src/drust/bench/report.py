@@ -20,6 +20,7 @@ _SHORT_KINDS = {
     "free_messages": "free",
     "submit_messages": "submit",
     "complete_messages": "complete",
+    "replica_messages": "replicate",
 }
 
 

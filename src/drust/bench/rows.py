@@ -17,7 +17,14 @@ from drust.session import Session
 
 _SETTLE_LOOKS = 1000  # of a control round trip each, at a counter that lags by microseconds
 
-MESSAGES = ("read_requests", "write_requests", "free_messages", "submit_messages", "complete_messages")
+MESSAGES = (
+    "read_requests",
+    "write_requests",
+    "free_messages",
+    "submit_messages",
+    "complete_messages",
+    "replica_messages",
+)
 
 
 class Aim(msgspec.Struct, frozen=True, kw_only=True):

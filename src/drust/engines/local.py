@@ -9,6 +9,8 @@ script ends everything.
     driver <--Ready-- server        port, memfd
     driver --Endpoints--> server    the whole table
     driver <--Joined-- server       in its partition; the server starts its workers, `start` returns
+
+A server that is lost is replaced by its backup, or started again, empty: recovery.py.
 """
 
 import atexit
@@ -23,12 +25,15 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from drust import machine
 from drust.config import Config
+from drust.engines.recovery import Recovery
+from drust.engines.ring import Ring
 from drust.errors import ServerStartError
 from drust.server import log, messages, process
 from drust.server.channel import Channel, channel_pair
@@ -37,6 +42,8 @@ from drust.server.secret import choose_token, token_bytes
 
 STOP_WITHIN_S = 2.0
 GRACE_S = 0.3  # what workers get of it to end by themselves
+RESTARTS_MAX = 3  # of one server within RESTARTS_WINDOW_S: what keeps ending is not started for ever
+RESTARTS_WINDOW_S = 30.0
 _SERVE_THREADS = 2
 _NOT_FOR_WORKERS = frozenset({"DRUST_TOKEN", "DRUST_ADDRESS"})
 
@@ -56,6 +63,7 @@ class _Server:
         self.child = child
         self.channel = channel
         self.is_gone = False  # written by the thread that receives
+        self.is_listening = True  # false while it is being started again; likewise
 
 
 class LocalCluster:
@@ -82,6 +90,10 @@ class LocalCluster:
         self._servers: list[_Server] = []
         self._memfd = -1
         self._lost: dict[int, str] = {}
+        self._restarted_s: deque[tuple[int, float]] = deque()
+        self._ring: Ring | None = None
+        self._recovery: Recovery | None = None
+        self._servers_lock = threading.Lock()  # while a server is started again, and when closing begins
         self._loop: Loop | None = None
         self._thread: threading.Thread | None = None
         self._closing = False  # set once, under _close_lock; read by the thread
@@ -123,6 +135,11 @@ class LocalCluster:
         return dict(self._lost)
 
     @property
+    def unprotected(self) -> list[int]:
+        """The servers but home whose values would be gone with the next server that is lost."""
+        return self._ring.unprotected if self._ring else []
+
+    @property
     def pids(self) -> tuple[int, ...]:
         """The server processes, by number."""
         return tuple(server.child.pid for server in self._servers)
@@ -138,33 +155,36 @@ class LocalCluster:
         deadline_s = time.monotonic() + self._config.start_timeout_s
         for number in range(self._config.servers):
             self._servers.append(_spawn(number))
-        workers = self._config.workers * self._config.servers
-        worker_threads = max(1, machine.cpu_count() // max(1, workers))
         for server in self._servers:
-            server.channel.send(self._start_message(server.number, worker_threads))
-        self.endpoints = tuple(self._ready(server, deadline_s) for server in self._servers)
+            server.channel.send(self._start_message(server.number))
+        listening = [self._ready(server, deadline_s) for server in self._servers]
+        self._ring = Ring(listening, self._config.replicas, self.home)
+        self.endpoints = tuple(self._ring.table)
         for server in self._servers:
             server.channel.send(messages.Endpoints(endpoints=list(self.endpoints)))
         for server in self._servers:
             self._expect(server, messages.Joined, deadline_s)
         self._loop = Loop()
+        restarts = self._config.replicas == 0
+        self._recovery = Recovery(self._loop, self._ring, self, restarts=restarts)
         for server in self._servers:
             server.channel.set_blocking(False)
             self._watch(self._loop, server)
         self._thread = threading.Thread(target=self._loop.run, name="drust-launch", daemon=True)
         self._thread.start()
 
-    def _start_message(self, number: int, worker_threads: int) -> messages.Start:
+    def _start_message(self, number: int, incarnation: int = 1) -> messages.Start:
         config = self._config
+        workers = config.workers * config.servers
         environment = config.environment()
         return messages.Start(
             server=number,
-            incarnation=1,
+            incarnation=incarnation,
             heap_bytes=config.heap_bytes,
             host=config.host,
             threads=_SERVE_THREADS,
             workers=config.workers,
-            worker_threads=worker_threads,
+            worker_threads=max(1, machine.cpu_count() // max(1, workers)),
             worker_environment={
                 name: value for name, value in environment.items() if name not in _NOT_FOR_WORKERS
             },
@@ -176,11 +196,11 @@ class LocalCluster:
             log_level=log.level_name(),
         )
 
-    def _ready(self, server: _Server, deadline_s: float) -> messages.Endpoint:
+    def _ready(self, server: _Server, deadline_s: float) -> tuple[str, int]:
         ready, descriptors = self._expect(server, messages.Ready, deadline_s)
         if descriptors:
             self._memfd = descriptors[0]
-        return messages.Endpoint(server=server.number, host=_reachable(self._config.host), port=ready.port)
+        return _reachable(self._config.host), ready.port
 
     def _expect(self, server: _Server, kind: type[Answer], deadline_s: float) -> tuple[Answer, list[int]]:
         """The server's next message, which must be of `kind`; waits until `deadline_s`."""
@@ -224,6 +244,18 @@ class LocalCluster:
                     event.worker, event.server, event.pid, event.reason, event.lost_tasks,
                 )  # fmt: skip
                 self._tell(event)
+            case messages.Joined():
+                if self._recovery:
+                    self._recovery.joined(server.number)
+            case messages.Protected() as done:
+                if self._recovery:
+                    self._recovery.protected(done)
+            case messages.Ready(port=port):
+                server.is_listening = True
+                if self._recovery:
+                    self._recovery.ready(server.number, _reachable(self._config.host), port)
+            case messages.Failed(reason=reason):
+                _logger.error("server %d could not be started again: %s", server.number, reason)
             case messages.WorkersGivenUp() as event:
                 _logger.error(
                     "server %d starts no more workers (%d left): %s",
@@ -243,7 +275,50 @@ class LocalCluster:
         reason = process.describe_exit(server.child.wait())
         self._lost[server.number] = reason
         _logger.error("server %d (pid %d) is lost: %s", server.number, server.child.pid, reason)
-        self._tell(messages.ServerLost(server=server.number, pid=server.child.pid, reason=reason))
+        self.tell(messages.ServerLost(server=server.number, pid=server.child.pid, reason=reason))
+        if self._recovery and server.number != self.home and server.is_listening:
+            self._recovery.lost(server.number)
+
+    # -- what the recovery asks of us: recovery.Cluster ------------------------------------------------------
+
+    @property
+    def living(self) -> list[int]:
+        """The servers that answer."""
+        return [server.number for server in self._servers if not server.is_gone and server.is_listening]
+
+    def send(self, server: int, message: messages.Message) -> None:
+        """One message to a server; a stuck one gets none."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._servers[server].channel.send(message)
+
+    def restart(self, server: int, incarnation: int) -> bool:
+        """A new process for a lost server. False when closing, or after too many."""
+        now_s = time.monotonic()
+        while self._restarted_s and self._restarted_s[0][1] < now_s - RESTARTS_WINDOW_S:
+            self._restarted_s.popleft()
+        if sum(number == server for number, _ in self._restarted_s) >= RESTARTS_MAX:
+            _logger.error("server %d ends as fast as it starts: it is not started again", server)
+            return False
+        self._restarted_s.append((server, now_s))
+        with self._servers_lock:
+            if self._closing or self._loop is None:
+                return False
+            try:
+                started = _spawn(server)
+            except ServerStartError as error:
+                _logger.error("%s", error)
+                return False
+            started.is_listening = False
+            started.channel.send(self._start_message(server, incarnation))
+            started.channel.set_blocking(False)
+            self._servers[server].channel.close()
+            self._servers[server] = started
+        self._watch(self._loop, started)
+        return True
+
+    def tell(self, event: messages.Event) -> None:
+        """Tells the script's runtime of an event."""
+        self._tell(event)
 
     def _tell(self, event: messages.Event) -> None:
         if self._on_event and not self._closing:
@@ -263,7 +338,8 @@ class LocalCluster:
         with self._close_lock:
             if self._closed:
                 return
-            self._closed = self._closing = True
+            with self._servers_lock:
+                self._closed = self._closing = True
             atexit.unregister(self.close)
             if os.getpid() == self._owner_pid:
                 self._stop_all()
@@ -296,7 +372,8 @@ class LocalCluster:
     def _let_go_after_fork(self) -> None:
         """In a forked child: closes what would keep the servers from seeing the driver's end."""
         self._closed = self._closing = True
-        self._close_lock = threading.Lock()  # another thread may have held it
+        self._close_lock = threading.Lock()  # another thread may have held it, or this one
+        self._servers_lock = threading.Lock()
         self._kill_all()
 
 

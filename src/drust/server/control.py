@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from drust._core import ServerPlane
 
 LARGEST_MAX = 1000
+REPLICAS_LISTED_MAX = 100_000  # a reply stays below the wire's bound for control bodies
 
 
 class Control:
@@ -52,6 +53,9 @@ class Control:
             case messages.Largest(most=most):
                 rows = self._plane.largest_blocks(max(0, min(most, LARGEST_MAX)))
                 return messages.LargestBlocks(blocks=msgspec.convert(rows, list[messages.BlockRow]))
+            case messages.ReplicasOf(server=server, most=most):
+                kept = self._plane.replicas_of(server, max(0, min(most, REPLICAS_LISTED_MAX)))
+                return messages.KeptReplicas(kept)
             case messages.Shutdown():
                 self._shut_down()
                 return messages.ShuttingDown()
@@ -60,6 +64,7 @@ class Control:
         tasks_run = {row["pid"]: row["counters"]["tasks_run"] for row in self._plane.processes()}
         cpu_s, rss_bytes = _load(os.getpid())
         queued, running = self._plane.queued()
+        replica_versions, replica_bytes = self._plane.replicas()
         return messages.ServerStatus(
             server=self._start.server,
             pid=os.getpid(),
@@ -73,6 +78,8 @@ class Control:
             counters=self._plane.counters(),
             endpoints=self.endpoints,
             workers=[_worker_status(place, tasks_run) for place in self._pool.places],
+            replica_versions=replica_versions,
+            replica_bytes=replica_bytes,
         )
 
 

@@ -20,12 +20,23 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a server listens. `epoch` is raised at each change."""
+    """Where a server listens.
+
+    Attributes:
+        server: its number.
+        host: the address to connect to.
+        port: 0 when nobody listens: the server is lost.
+        epoch: raised at each change of host, port or `by`.
+        by: the server that answers in its place, where another one does.
+        backup: the server that has its replicas, or is about to take its place.
+    """
 
     server: int
     host: str
     port: int
     epoch: int = 1
+    by: int | None = None
+    backup: int | None = None
 
 
 class Start(Message, frozen=True):
@@ -65,9 +76,20 @@ class Start(Message, frozen=True):
 
 
 class Endpoints(Message, frozen=True):
-    """The cluster's whole table. The first also lets the server start its workers; answered by `Joined`."""
+    """The cluster's whole table. The first also lets the server start its workers; answered by `Joined`.
+
+    A row without a port tells a server that records of tasks sent there are to be settled as lost; a row
+    with itself as `by`, that it takes the place of a lost one; another `backup` in its own, that replicas are
+    to be made there (answered by `Protected`, when that is done).
+    """
 
     endpoints: list[Endpoint]
+
+
+class FreeOrphans(Message, frozen=True):
+    """Free what the lost `server` owned itself: whoever could have been reading it has had time to."""
+
+    server: int
 
 
 class Stop(Message, frozen=True):
@@ -76,7 +98,7 @@ class Stop(Message, frozen=True):
     grace_s: float
 
 
-ToServer = Start | Endpoints | Stop
+ToServer = Start | Endpoints | FreeOrphans | Stop
 
 # -- server -> driver ----------------------------------------------------------------------------------------
 
@@ -96,6 +118,21 @@ class Failed(Message, frozen=True):
 
 class Joined(Message, frozen=True):
     """The endpoint table stands in the partition."""
+
+
+class Protected(Message, frozen=True):
+    """What `server` holds has replicas on `backup` from now on; or, with `error`, has not.
+
+    `servers` are those in whose place it answers and whose versions were sent, too.
+    """
+
+    server: int
+    backup: int
+    servers: list[int]
+    versions: int
+    nbytes: int
+    seconds: float
+    error: str = ""
 
 
 class Output(Message, frozen=True):
@@ -131,8 +168,21 @@ class ServerLost(Message, frozen=True):
     reason: str
 
 
-ToDriver = Ready | Failed | Joined | Output | WorkerLost | WorkersGivenUp | ServerLost
-Event = WorkerLost | WorkersGivenUp | ServerLost  # what an engine tells the driver's runtime
+class ServerReplaced(Message, frozen=True):
+    """A lost server's addresses are answered again, `seconds` after it was noticed.
+
+    By its backup, or, empty and under a new incarnation, by a new process (`by` is `server` then). Made by
+    the engine.
+    """
+
+    server: int
+    by: int
+    seconds: float
+
+
+ToDriver = Ready | Failed | Joined | Protected | Output | WorkerLost | WorkersGivenUp | ServerLost
+# What an engine tells the driver's runtime.
+Event = WorkerLost | WorkersGivenUp | ServerLost | ServerReplaced | Protected
 
 # -- server -> worker ----------------------------------------------------------------------------------------
 
@@ -177,7 +227,14 @@ class Shutdown(Message, frozen=True):
     """Ends a server and its workers. Answered by `ShuttingDown`, before it does."""
 
 
-Request = Status | Largest | Shutdown
+class ReplicasOf(Message, frozen=True):
+    """Which versions of `server` are kept here, at most `most`. Answered by `KeptReplicas`."""
+
+    server: int
+    most: int = 100_000
+
+
+Request = Status | Largest | Shutdown | ReplicasOf
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +268,8 @@ class ServerStatus(Message, frozen=True):
     counters: dict[str, int]
     endpoints: list[Endpoint]
     workers: list[WorkerStatus]
+    replica_versions: int = 0  # of other servers' blocks, kept here
+    replica_bytes: int = 0
 
 
 class BlockRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,13 +291,19 @@ class ShuttingDown(Message, frozen=True):
     """The server ends now."""
 
 
+class KeptReplicas(Message, frozen=True):
+    """Versions kept for another server: address, colour and stamp of each."""
+
+    replicas: list[tuple[int, int, int]]
+
+
 class Refused(Message, frozen=True):
     """The request could not be read or answered."""
 
     reason: str
 
 
-Reply = ServerStatus | LargestBlocks | ShuttingDown | Refused
+Reply = ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,6 +36,7 @@ _REPLY_LEAVES_S = 0.05  # the reply to Shutdown is given this time on its way be
 _OUTPUT_LEAVES_S = 0.2
 _TAKE_TIMEOUT_MS = 60_000
 TRIM_PERIOD_S = 5.0
+NO_SERVER = 4096  # as native/base/address.hpp: no address names it
 _TRIM_TO_NOTHING_BYTES = 4 * 2**20
 
 _logger = logging.getLogger("drust.server")
@@ -82,14 +84,19 @@ class Supervisor:
         match received[0]:
             case messages.Endpoints(endpoints=endpoints):
                 self._join(endpoints)
+            case messages.FreeOrphans(server=server):
+                _logger.info(
+                    "%d values of server %d had no owner left", self._plane.free_orphans(server), server
+                )
             case messages.Stop(grace_s=grace_s):
                 self._stop(grace_s, "asked to")
             case messages.Start():
                 _logger.warning("a second Start was ignored")
 
     def _join(self, endpoints: list[messages.Endpoint]) -> None:
+        before = {row.server: row for row in self._control.endpoints}
         for row in endpoints:
-            self._plane.set_endpoint(row.server, row.epoch, row.host, row.port)
+            self._enter(row, before.get(row.server))
         self._control.endpoints = endpoints
         self._send(messages.Joined())
         if self._start.server == messages.HOME and self._hall is None:
@@ -102,8 +109,68 @@ class Supervisor:
             )
         self._pool.fill()
 
+    def _enter(self, row: messages.Endpoint, before: messages.Endpoint | None) -> None:
+        """Writes a row of the table into the partition, and does what its change asks of this server."""
+        me = self._start.server
+        takes_over = row.by == me and (before is None or before.by != me)
+        if takes_over:  # before anybody is sent here
+            versions, nbytes = self._plane.promote(row.server)
+            _logger.info("answers for server %d: %d values, %d bytes", row.server, versions, nbytes)
+        self._plane.set_endpoint(
+            row.server,
+            row.epoch,
+            row.host,
+            row.port,
+            NO_SERVER if row.by is None else row.by,
+            NO_SERVER if row.backup is None else row.backup,
+        )
+        if before is None:
+            return
+        if not row.port and before.port:
+            self._plane.fail_records(row.server)
+        is_mine = row.by == me or (row.by is None and row.server == me)
+        if is_mine and row.port and row.backup is not None and (takes_over or row.backup != before.backup):
+            self._protect(row.backup, row.server)
+
+    def _protect(self, backup: int, server: int) -> None:
+        """Puts on `backup` what it does not have: of this server, or of one in whose place it answers."""
+
+        def protect() -> None:
+            began_s = time.monotonic()
+            versions, nbytes, error = 0, 0, ""
+            try:
+                versions, nbytes = self._plane.protect(backup, server)
+            except Exception as failure:  # noqa: BLE001 - the driver is told
+                error = str(failure)
+            done = messages.Protected(
+                self._start.server, backup, [server], versions, nbytes, time.monotonic() - began_s, error
+            )
+            self._loop.post(lambda: self._send(done))
+
+        threading.Thread(target=protect, name="drust-protect", daemon=True).start()
+
+    def _audit(self) -> None:
+        """A worker was killed, perhaps before it could say which replicas are of no use any more."""
+        rows = [row for row in self._control.endpoints if row.server == self._start.server]
+        backup = rows[0].backup if rows else None
+        if backup is None or self._closing.is_set():
+            return
+
+        def audit() -> None:
+            try:
+                question = messages.encode(messages.ReplicasOf(self._start.server))
+                reply = messages.decode_reply(self._plane.control(backup, question))
+                if isinstance(reply, messages.KeptReplicas):
+                    self._plane.drop_unused_replicas(reply.replicas)
+            except Exception as error:  # noqa: BLE001 - it is for tidiness, and the next death tries again
+                _logger.debug("replicas on server %d were not audited: %s", backup, error)
+
+        threading.Thread(target=audit, name="drust-audit", daemon=True).start()
+
     def _send(self, message: messages.Message) -> None:
         """Never waits: what the driver does not take now is kept in order, and workers wait."""
+        if isinstance(message, messages.WorkerLost):
+            self._audit()
         self._outbox.append(message)
         self._flush()
 

@@ -194,6 +194,7 @@ def check_settled(session: Session, before: Account, within_s: float = SETTLE_S)
         LeakError: it does not within `within_s`; the message lists every block with codec, owner and size.
     """
     deadline = time.monotonic() + within_s
+    found = ""
     while True:
         rest(session)
         pause = faults.Pause()
