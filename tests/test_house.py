@@ -198,6 +198,26 @@ def dead_links(root: Path) -> list[str]:
     ]
 
 
+def unknown_tests(root: Path) -> list[str]:
+    """Tests that a document names, as `tests/file.py::test` or `native/test/file.cpp`: "name", and nobody has.
+
+    A native name may end with "...": then it is how the test's name begins.
+    """
+    found = []
+    for page in files(root, "*.md", "docs/**/*.md"):
+        text = page.read_text()
+        named = [(file, f"def {test}(") for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", text)]
+        named += [
+            (file, f'TEST("{test[:-4]}' if test.endswith(" ...") else f'TEST("{test}")')
+            for file, test in re.findall(r'`(native/test/\w+\.cpp)`: "([^"]+)"', text)
+        ]
+        for file, words in named:
+            source = (root / file).read_text() if (root / file).is_file() else ""
+            if words not in re.sub(r"TEST\(\s+", "TEST(", source):
+                found.append(f"{name(root, page)}: {file} has no {words}")
+    return found
+
+
 # -- each rule rejects, and accepts this tree ----------------------------------------------------------
 
 RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
@@ -239,6 +259,8 @@ RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
     (sleeps, "native/test/test_x.cpp", "std::this_thread::sleep_for(1ms);", "test_x.cpp:1"),
     (unlinked_documents, "docs/lost.md", "# Lost", "docs/lost.md"),
     (dead_links, "docs/limits.md", "[gone](gone.md)", "gone.md"),
+    (unknown_tests, "docs/failure.md", "| `tests/test_x.py::test_gone` |", "tests/test_x.py has no def test_gone("),
+    (unknown_tests, "docs/failure.md", '`native/test/test_x.cpp`: "it is gone"', 'no TEST("it is gone")'),
 )
 
 
