@@ -199,7 +199,7 @@ def dead_links(root: Path) -> list[str]:
 
 
 def unknown_tests(root: Path) -> list[str]:
-    """Tests that a document names, as `tests/file.py::test` or `native/test/file.cpp`: "name", and nobody has.
+    """Tests that a document names, `tests/file.py::test` or `native/test/file.cpp`: "name", and nobody has.
 
     A native name may end with "...": then it is how the test's name begins.
     """
@@ -259,7 +259,12 @@ RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
     (sleeps, "native/test/test_x.cpp", "std::this_thread::sleep_for(1ms);", "test_x.cpp:1"),
     (unlinked_documents, "docs/lost.md", "# Lost", "docs/lost.md"),
     (dead_links, "docs/limits.md", "[gone](gone.md)", "gone.md"),
-    (unknown_tests, "docs/failure.md", "| `tests/test_x.py::test_gone` |", "tests/test_x.py has no def test_gone("),
+    (
+        unknown_tests,
+        "docs/failure.md",
+        "| `tests/test_x.py::test_gone` |",
+        "tests/test_x.py has no def test_gone(",
+    ),
     (unknown_tests, "docs/failure.md", '`native/test/test_x.cpp`: "it is gone"', 'no TEST("it is gone")'),
 )
 

@@ -132,7 +132,7 @@ class Report:
         lines += [
             Text(f"    {check.name}: {check.difference}", "red") for check in self.checks if check.difference
         ]
-        sentences = [f"killed on purpose, also where the log says so: {loss}" for loss in self.losses]
+        sentences = [f"killed on purpose, as the log tells too: {loss}" for loss in self.losses]
         sentences += [
             f"latest {kind}, corrected mean minutes at arrival: "
             + ", ".join(f"{name} {mean:.1f}" for name, mean in rows)
