@@ -199,11 +199,18 @@ def dead_links(root: Path) -> list[str]:
 
 
 def unknown_tests(root: Path) -> list[str]:
-    """Tests that a document names, `tests/file.py::test` or `native/test/file.cpp`: "name", and nobody has.
+    """Tests that a document names and nobody has.
 
-    A native name may end with "...": then it is how the test's name begins.
+    `tests/file.py::test`; `native/test/file.cpp`: "name", or how it begins and "..."; and, of the explorer's
+    rules broken on purpose, `... is found ...` alone.
     """
-    found = []
+    native = " ".join(path.read_text() for path in files(root, "native/test/*.cpp"))
+    found = [
+        f"{name(root, page)}: no native test {broken!r}"
+        for page in files(root, "docs/**/*.md")
+        for broken in re.findall(r"`([a-z][^`|]* found[^`|]*)`", " ".join(page.read_text().split()))
+        if f'TEST("{broken}")' not in native
+    ]
     for page in files(root, "*.md", "docs/**/*.md"):
         text = page.read_text()
         named = [(file, f"def {test}(") for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", text)]
@@ -266,6 +273,12 @@ RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
         "tests/test_x.py has no def test_gone(",
     ),
     (unknown_tests, "docs/failure.md", '`native/test/test_x.cpp`: "it is gone"', 'no TEST("it is gone")'),
+    (
+        unknown_tests,
+        "docs/protocol.md",
+        "(`a rule that is gone is\nfound`)",
+        "'a rule that is gone is found'",
+    ),
 )
 
 
