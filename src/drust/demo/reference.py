@@ -22,6 +22,13 @@ def amended(frame: pl.DataFrame, minutes: int) -> pl.DataFrame:
     return frame.with_columns(raised.alias("arr_delay"))
 
 
+def settled(frame: pl.DataFrame, rows: slice) -> pl.DataFrame:
+    """The table as `work.settle` shall leave it, when it has run for these rows."""
+    place = pl.int_range(pl.len())
+    early = place.is_between(rows.start, rows.stop, closed="left") & (pl.col("arr_delay") < 0)
+    return frame.with_columns(pl.when(early).then(0).otherwise("arr_delay").cast(pl.Int32).alias("arr_delay"))
+
+
 def corrected(frame: pl.DataFrame) -> pl.DataFrame:
     """The table as `work.correct` shall leave it."""
     late = minute_of_day("arr_time") - minute_of_day("sched_arr_time")

@@ -45,6 +45,21 @@ class Claim:
 
 
 @dataclass
+class Loss:
+    """A worker that a step killed on purpose, as the task's `WorkerLostError` tells of it."""
+
+    step: str
+    task: str
+    worker: str
+    reason: str
+    outcome: str  # of what the task had borrowed mutably
+
+    def __str__(self) -> str:
+        killed = f"{self.worker}, {self.reason}" if self.reason else self.worker
+        return f"{killed}, while it ran {self.task}(); its mutable borrows {self.outcome}"
+
+
+@dataclass
 class Report:
     """All a run found. `latest`: carriers and destinations with the greatest mean delays, in minutes."""
 
@@ -55,6 +70,7 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     latest: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -85,6 +101,7 @@ class Report:
                 {"name": check.name, "matches": not check.difference, "difference": check.difference}
                 for check in self.checks
             ],
+            "losses": [vars(loss) for loss in self.losses],
             "latest": {
                 kind: [{"name": name, "mean_arrival_delay_minutes": minutes} for name, minutes in rows]
                 for kind, rows in self.latest.items()
@@ -115,7 +132,8 @@ class Report:
         lines += [
             Text(f"    {check.name}: {check.difference}", "red") for check in self.checks if check.difference
         ]
-        sentences = [
+        sentences = [f"killed on purpose, as the log tells too: {loss}" for loss in self.losses]
+        sentences += [
             f"latest {kind}, corrected mean minutes at arrival: "
             + ", ".join(f"{name} {mean:.1f}" for name, mean in rows)
             for kind, rows in self.latest.items()

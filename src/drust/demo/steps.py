@@ -4,6 +4,7 @@ A *check* compares a result with polars; a *claim* is a promise of drust, decide
 The driver maps server 0's partition: server 0 is "here".
 """
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,8 +14,9 @@ import polars as pl
 
 import drust
 from drust.demo import flights, reference, work
+from drust.demo.flights import Minutes
 from drust.demo.meter import ClusterCounters, Meter, Row
-from drust.demo.report import Report
+from drust.demo.report import Loss, Report
 from drust.demo.work import Shard, Totals
 
 T = TypeVar("T")
@@ -60,6 +62,8 @@ def run(servers: int = 2, workers: int = 1, bars: Bars | None = None) -> Report:
         if servers > 1:
             program.borrow_elsewhere()
         program.write_what_others_read()
+        with tempfile.TemporaryDirectory(prefix="drust-demo-") as folder:
+            program.lose_a_worker(Path(folder))
         program.correct()
         program.reduce_on_the_other_side()
         program.drop()
@@ -191,6 +195,60 @@ class _Program:
             row,
         )
 
+    def lose_a_worker(self, folder: Path) -> None:
+        """A worker is killed when it has written half of a column: nothing is lost, and it is done again."""
+        last = self._servers - 1
+        box = self._shards[last].arrival_delay
+        rows = flights.share(self._frame.height, last, self._servers)
+        half = (len(self._rows_of(last)) + 1) // 2
+        written = int((self._rows_of(last)["arr_delay"][:half] < 0).sum())
+        with self._meter.step("kill a worker half way through a correction") as row:
+            job = drust.spawn(work.settle, box.borrow_mut(undo=True), folder / "killed", server=last)
+            lost = _loss_of(job, row)
+        self.report.losses += [lost] if lost is not None else []
+        self.report.claim(
+            f"a worker was killed when it had changed {written:,} of {rows.stop - rows.start:,} values:"
+            " its join says so, and its borrow is rolled back",
+            lost is not None and lost.outcome == "were rolled back" and written > 0,
+            row,
+        )
+        with self._meter.step("borrow the column: it is as it was") as row, box.borrow() as delays:
+            found = delays.copy()
+        matches = self.report.check(
+            "a column that a killed worker had half changed", found, self._column(last)
+        )
+        self.report.claim(
+            "what is rolled back is the version from before: copies of it stay good, 0 messages",
+            matches and _is_silent(row),
+            row,
+        )
+        again = folder / "killed again"
+        with self._meter.step("the same with retry=1, killed again") as row:
+            settled = drust.spawn(work.settle, box.borrow_mut(undo=True), again, server=last, retry=1).join()
+        early = int((self._rows_of(last)["arr_delay"] < 0).sum())
+        matches = self.report.check("early arrivals that the second run found", settled.changed, early)
+        killed = int(again.read_text()) if again.exists() else settled.pid
+        self.report.claim(
+            "a task that may be retried runs again, in another process, from the values it was lent:"
+            " one join, no error",
+            matches and killed != settled.pid,
+            row,
+        )
+        if killed != settled.pid:
+            worker = f"the worker (pid {killed}) on server {last}"
+            outcome = f"were rolled back, and pid {settled.pid} ran it again"
+            self.report.losses.append(Loss(row.step, "settle", worker, "", outcome))
+        self._frame = reference.settled(self._frame, rows)
+        with self._meter.step("borrow the column: it is corrected") as row, box.borrow() as delays:
+            found = delays.copy()
+        reads = 1 if self._servers > 1 else 0
+        matches = self.report.check("the column after the second run", found, self._column(last))
+        self.report.claim(
+            f"the next borrow has what the second run wrote: messages: {reads}",
+            matches and row.messages == row.counts["reads"] == reads,
+            row,
+        )
+
     def correct(self) -> None:
         """Each share moves into a task beside it, which lends disjoint parts of it to all workers."""
         parts = max(2, self._servers * self._workers)
@@ -207,13 +265,13 @@ class _Program:
         self._frame = reference.corrected(self._frame)
         if self._servers == 1:
             self.report.claim(
-                "a part lent on its own server changes in place", _transfers(row) == (0, 0), row
+                "a part lent on its own server: 0 reads and writes", _transfers(row) == (0, 0), row
             )
             return
         away = CORRECTED_COLUMNS * sum(number % self._servers != 0 for number in range(parts)) * self._servers
         consulted = CONSULTED_COLUMNS * self._servers * (self._servers - 1)
         self.report.claim(
-            "a part lent on its own server changes in place; one lent elsewhere costs 1 read and 1 write"
+            "a part lent on its own server: 0 reads and writes; one lent elsewhere: 1 read and 1 write"
             f" ({away} of {CORRECTED_COLUMNS * parts * self._servers})",
             _transfers(row) == (away + consulted, away),
             row,
@@ -285,7 +343,14 @@ class _Program:
         return [each.stop - each.start for each in shares]
 
     def _sum_of(self, part: int) -> int:
-        return int(self._frame[flights.share(self._frame.height, part, self._servers)]["arr_delay"].sum())
+        return int(self._rows_of(part)["arr_delay"].sum())
+
+    def _rows_of(self, part: int) -> pl.DataFrame:
+        return self._frame[flights.share(self._frame.height, part, self._servers)]
+
+    def _column(self, part: int) -> Minutes:
+        """Arrival delays of a share, as its box holds them."""
+        return flights.columns(self._rows_of(part), self._names).arrival_delay
 
     def _compare(self, name: str, totals: Totals) -> bool:
         counts = reference.known(self._frame, self._names)
@@ -303,6 +368,15 @@ class _Program:
             kind: [(members[place], float(halves[kind][place])) for place in np.argsort(-halves[kind])[:3]]
             for kind, members in self._names._asdict().items()
         }
+
+
+def _loss_of(job: "drust.JoinHandle[Any]", row: Row) -> Loss | None:
+    """What the join of a task tells of its lost worker; None if it returned."""
+    try:
+        job.join()
+    except drust.WorkerLostError as error:
+        return Loss(row.step, error.task, f"{error.worker} on {error.server}", error.reason, error.outcome)
+    return None
 
 
 def _borrow(box: "drust.Box[Any]", times: int) -> int:
