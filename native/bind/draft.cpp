@@ -59,25 +59,9 @@ class Draft {
     target.children()[index] = to_child(child);
   }
 
-  // Boxes inside the value belong to this block from now on, not to the process that made them. Those of a
-  // pre-image stay its own, and this is a borrower's version of it.
-  void adopt_children() const {
-    bool is_version = false;
-    for (const heap::ChildPointer& child : block().children()) {
-      if ((child.flags & heap::ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
-      if ((child.flags & heap::ChildPointer::kKept) != 0) {
-        is_version = true;
-      } else {
-        runtime_->heap->set_owner(child.pointer(), heap::parent_word(address_));
-      }
-    }
-    if (!is_version) return;
-    block().header().owner.store(heap::owner_word(heap::OwnerKind::borrower, runtime_->process));
-  }
-
   nb::object publish() {
     static_cast<void>(block());
-    adopt_children();
+    runtime_->heap->adopt_children(address_);
     const GlobalPointer pointer = runtime_->heap->publish(address_);
     address_ = Address();
     return nb::steal(make_pin(pointer, pointer, false, OnRelease::free_tree, 0));

@@ -49,6 +49,7 @@ Result<std::uint64_t> Arena::take(std::uint32_t size_class) {
   // Under the mutex: nobody else moves a state away from 0, and enter() must not see this one free again.
   ensure(header.state.load(std::memory_order_acquire) == kFree, "a block in a free list is not free");
   header.owner.store(owner_word(OwnerKind::process, process_), std::memory_order_relaxed);
+  header.flags.store(0, std::memory_order_relaxed);  // before it is filling: a reaper reads them from then on
   header.state.store(filling(process_), std::memory_order_release);
   kill_point("heap.take.after");
   return offset;

@@ -55,7 +55,8 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 //     process     that process: it, and the tree below it, end with the process
 //     borrower    a version that a task of that process made of what it was lent: it ends with the process too, but
 //                 the children it shares with its pre-image (ChildPointer::kKept) stay the lender's
-//     parent      the block at that address, in whose child table it stands
+//     parent      the block at that address, in whose child table it stands, or stood: a block that moves on, or goes
+//                 alone, leaves the word as it is, and its address is used again
 //     in_transit  a call or a completion that this process is sending: whoever reaps it learns whether it arrived
 //     copy        the copy table
 //     queue       a call block that an entry of the task queue names
@@ -81,6 +82,7 @@ enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, q
 enum BlockFlag : std::uint32_t {
   kReplicated = 1,  // this very version is on the backup server; a new colour clears it
   kHasReplica = 2,  // some version of this block was sent there: its free must be told
+  kAdopting = 4,    // the owner words of its children are being given its address; nothing once it is published
 };
 
 struct BlockHeader {

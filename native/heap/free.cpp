@@ -6,6 +6,7 @@
 // through filling(process), which an adopter frees alone. Every step is one compare-and-swap of a colour that
 // is never used again, so a tree that names a block twice, or itself, or is freed twice at once, is freed
 // once.
+#include <algorithm>
 #include <utility>
 
 #include "base/ensure.hpp"
@@ -15,6 +16,14 @@
 #include "heap/mapping.hpp"
 
 namespace drust::heap {
+namespace {
+
+bool is_adopting(const BlockHeader& header, ProcessId process) noexcept {
+  return header.state.load(std::memory_order_acquire) == filling(process) &&
+         (header.flags.load(std::memory_order_acquire) & kAdopting) != 0;
+}
+
+}  // namespace
 
 // colour -> the first step above. False if it is another version; then nothing changed.
 bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std::vector<Place>& open) {
@@ -42,6 +51,7 @@ bool Heap::begin_free(const Place& place, Colour colour, bool with_children, std
   SharedWord& frees_open = mapping.slot(process_.slot).frees_open;
   frees_open.fetch_add(1);  // first: an adopter that reads 0 looks at the dead process's own spans only
   const std::uint64_t word = is_tree ? freeing(process_) : filling(process_);
+  if (!is_tree) header.flags.store(0, std::memory_order_relaxed);  // its children have other owners already
   if (!header.state.compare_exchange_strong(expected, word, std::memory_order_acq_rel)) {
     frees_open.fetch_sub(1);
     return false;
@@ -165,7 +175,9 @@ void Heap::adopt_block(const Place& place, ProcessId dead, std::vector<Place>& o
   }
 }
 
-// Children change hands before their new parent is published. If it never was, they are the dead process's.
+// Children change hands before their new parent is published. If it never was, they are the dead process's. Their
+// words alone do not say so: an older parent's may stand in them, whose memory a block that received or copied the
+// same children is being filled in.
 void Heap::take_back_stranded(ProcessId dead) {
   Partition::Mapping& mapping = *partition_.mapping_;
   partition_.each_live_block([&](const BlockInfo& block) {
@@ -173,7 +185,13 @@ void Heap::take_back_stranded(ProcessId dead) {
     Place parent;
     const std::uint64_t offset = owner_parent(block.owner).offset_bytes();
     if (!mapping.segments.locate(offset, parent)) return;
-    if (mapping.header_at(offset).state.load(std::memory_order_acquire) != filling(dead)) return;
+    if (!is_adopting(mapping.header_at(offset), dead)) return;
+    const auto table = Block(mapping.writable + offset).children();
+    const bool is_named = std::ranges::any_of(table, [&](const ChildPointer& child) {
+      const std::uint64_t not_its_own = ChildPointer::kBorrowed | ChildPointer::kKept;
+      return (child.flags & not_its_own) == 0 && child.address == block.pointer.address.raw();
+    });
+    if (!is_named) return;
     static_cast<void>(change_owner(block.pointer, block.owner, owner_word(OwnerKind::process, dead)));
   });
 }

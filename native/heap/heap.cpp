@@ -62,6 +62,7 @@ Result<Address> Heap::try_obtain(std::uint64_t extent_bytes) {
   BlockHeader& header = partition_.mapping_->header_at(offset);
   header.capacity_bytes = length * kSegmentBytes;
   header.owner.store(owner_word(OwnerKind::process, process_), std::memory_order_relaxed);
+  header.flags.store(0, std::memory_order_relaxed);
   header.state.store(filling(process_), std::memory_order_release);
   segments.settle(head.value());
   return Address::make(partition_.server(), offset);
@@ -153,6 +154,22 @@ GlobalPointer Heap::publish(Address address) {
   ensure(was_filling, "published a block that this process was not filling");
   kill_point("heap.publish.after");
   return {address, colour, extent_bytes};
+}
+
+void Heap::adopt_children(Address address) noexcept {
+  const Block block(partition_.writable(address.offset_bytes()));
+  bool is_version = false;
+  // First: with it, a reaper looks for children that have changed hands.
+  block.header().flags.store(kAdopting, std::memory_order_release);
+  for (const ChildPointer& child : block.children()) {
+    if ((child.flags & ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
+    if ((child.flags & ChildPointer::kKept) != 0) {
+      is_version = true;
+    } else {
+      set_owner(child.pointer(), parent_word(address));
+    }
+  }
+  if (is_version) block.header().owner.store(owner_word(OwnerKind::borrower, process_), std::memory_order_release);
 }
 
 void Heap::share_children(Address address) noexcept {

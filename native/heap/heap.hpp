@@ -49,6 +49,10 @@ class Heap {
   // against the block's real extent (bad_request, and the block freed, if they do not fit).
   // `lent`: it is a borrower's version of the sender's block (see share_children()).
   Result<GlobalPointer> publish_received(Address address, const BlockHeader& header, bool lent = false);
+  // Before a block is published: the children that its table owns are its own from now on, not the process's that
+  // made them. Those of a pre-image stay that one's, and this is a borrower's version of it. If the block is never
+  // published, they are this process's again.
+  void adopt_children(Address address) noexcept;
   // Before a block is published: its children belong to the pre-image it was made of, too. Until its task has
   // returned, this process's end frees the block without them.
   void share_children(Address address) noexcept;

@@ -5,6 +5,7 @@
 // instructions, which visits the few instructions between two shared words as often as a system call. What
 // they leave is adopted and counted.
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <random>
@@ -305,4 +306,53 @@ TEST(
   host.partition->trim(1ULL << 40);
   CHECK_EQ(host.partition->usage().claimed_bytes, right.claimed_bytes);
   CHECK_EQ(host.partition->usage().warm_bytes, right.warm_bytes);
+}
+
+TEST("a word of a parent that is gone gives no child to a process that dies filling a block in its place") {
+  Host host;
+  const ProcessId second = host.join();
+  Heap dying(*host.partition, second);
+  const GlobalPointer child = make_block(*host.heap, 10);
+  const auto fill = [&](std::uint64_t flags) {
+    const auto address = dying.allocate({.codec = 9, .child_count = 1, .buffer_bytes = {}});
+    ensure(address.ok(), "no room");
+    block_at(*host.partition, address.value()).children()[0] = {child.address.raw(), child.colour, 128, flags};
+    return address.value();
+  };
+  // A completion, say: it goes alone when its copy has arrived, and its child lives on.
+  const Address gone = fill(0);
+  dying.adopt_children(gone);
+  CHECK(dying.free_shallow(dying.publish(gone)).ok());
+  CHECK_EQ(block_at(*host.partition, child.address).header().owner.load(), parent_word(gone));
+  // A block received there, which names the child without owning it.
+  CHECK(fill(0) == gone);
+  host.partition->declare_dead(second);
+  host.heap->adopt(second);
+  std::vector<GlobalPointer> remote;
+  CHECK_EQ(host.heap->free_owned_by(second, remote), 0U);
+  CHECK(host.partition->find(child.address, child.colour).ok());
+}
+
+TEST("children of a parent that was never published are its process's again, those it only borrows are not") {
+  Host host;
+  const ProcessId second = host.join();
+  Heap dying(*host.partition, second);
+  const std::vector<GlobalPointer> children = {make_block(dying, 10), make_block(dying, 10), make_block(dying, 10)};
+  const auto parent = dying.allocate({.codec = 9, .child_count = 3, .buffer_bytes = {}});
+  const auto table = block_at(*host.partition, parent.value()).children();
+  const std::array<std::uint64_t, 3> flags = {0, ChildPointer::kShared, ChildPointer::kKept};
+  for (std::size_t index = 0; index < children.size(); ++index) {
+    table[index] = {children[index].address.raw(), children[index].colour, 128, flags[index]};
+    CHECK(host.heap->set_owner(children[index], owner_word(OwnerKind::none, {})));
+  }
+  // What an older parent at this place has left behind.
+  CHECK(host.heap->set_owner(children[1], parent_word(parent.value())));
+  dying.adopt_children(parent.value());
+  host.partition->declare_dead(second);
+  host.heap->adopt(second);
+  std::vector<GlobalPointer> remote;
+  CHECK_EQ(host.heap->free_owned_by(second, remote), 1U);
+  CHECK(!host.partition->find(children[0].address, children[0].colour).ok());
+  CHECK(host.partition->find(children[1].address, children[1].colour).ok());
+  CHECK(host.partition->find(children[2].address, children[2].colour).ok());
 }
