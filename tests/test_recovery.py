@@ -410,3 +410,33 @@ def test_a_box_that_was_handed_on_survives_its_last_owner_but_one(settled, gates
         drust.spawn(hand_on_and_die, box, str(gate), server=server).join(WITHIN_S)
     open_gate(gate)
     assert opened(gate) == "done"
+
+
+# -- a receiver that does not answer ----------------------------------------------------------------------
+
+
+def wait_and_add(a: np.ndarray, gate: str) -> float:
+    with open(gate) as fifo:
+        fifo.read()
+    a += 1
+    return float(a.sum())
+
+
+def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
+    gate, _ = gates
+    session = drust.current_session()
+    box = Box(np.zeros(10))
+    job = drust.spawn(wait_and_add, box.borrow_mut(), str(gate), server=1)
+    os.kill(session.pids[0], signal.SIGSTOP)
+    try:
+        open_gate(gate)
+        assert not job.done()
+        stopped = time.monotonic()
+        with pytest.raises(TimeoutError):
+            job.join(timeout=6.0)  # longer than a peer's silence is borne
+        assert time.monotonic() - stopped >= 6.0
+    finally:
+        os.kill(session.pids[0], signal.SIGCONT)
+    assert job.join(WITHIN_S) == 10
+    with box.borrow() as a:
+        assert a.sum() == 10

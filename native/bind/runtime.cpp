@@ -253,17 +253,20 @@ void returned(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tup
   runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
 }
 
-// Then the completion goes home: a write in this partition, or 1 round trip.
-void give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
+// Then the completion goes home: a write in this partition, or 1 round trip. False: its receiver does not answer;
+// the task's entry keeps it, to be sent again.
+bool give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
   const GlobalPointer completion = to_pointer(completion_tuple);
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
     const Status sent =
         server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion);
-    runtime.queue->finish(entry.entry);
+    if (sent.code() != Code::timed_out) runtime.queue->finish(entry.entry);
     return sent.code() == Code::server_lost ? Status() : sent;  // nobody is left to hear of it
   }();
+  if (status.code() == Code::timed_out) return false;
   unwrap(status);
+  return true;
 }
 
 // A worker has taken a moved box out of its task's block: if it dies, the block's end must not free that box, which

@@ -103,7 +103,12 @@ Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, task
   if (heap.partition().is_local(record.address)) {
     hand_over(heap, record, state, completion, remote, made);
   } else {
+    const std::uint64_t epoch = heap.partition().endpoint(record.address.server()).epoch;
     status = peers.complete(record, static_cast<std::uint32_t>(state), completion);
+    const heap::Endpoint now = heap.partition().endpoint(record.address.server());
+    if (status.code() == Code::server_lost && now.epoch == epoch && now.port != 0 && !heap.partition().is_closed()) {
+      return Status(Code::timed_out, status.detail());
+    }
     kill_point("deliver.completion.sent");
     if (!completion.is_null() && status.ok()) {
       static_cast<void>(heap.free_shallow(completion));

@@ -30,7 +30,9 @@ void free_unjoined(heap::Heap& heap, const GlobalPointer& completion, std::vecto
                    std::vector<GlobalPointer>& made) noexcept;
 
 // To a record wherever it is: 0 messages here, else 1 round trip. The block is not the caller's any more, also
-// when its receiver is lost.
+// when its receiver is known to be lost. timed_out: the receiver does not answer, but nobody has said that it has
+// ended: nothing was freed, and the caller tries again, for what has moved into the completion may be all there is
+// of a value.
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
                const GlobalPointer& completion);
 

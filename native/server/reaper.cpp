@@ -70,7 +70,7 @@ void Reaper::send_frees(const std::vector<GlobalPointer>& remote) {
 std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::string& reason) {
   heap::Partition& partition = heap_.partition();
   partition.declare_dead(dead);
-  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}};
+  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}, .reports = {}};
   const std::vector<tasks::Held> held = queue_.reap(dead);
   drop_records(estate);
   settle_tasks(estate, held);
@@ -149,9 +149,7 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
     }
     if (task.fate.phase == TaskPhase::Returned) {  // it died before its completion was acknowledged
       release_versions(heap_, task.completion, estate.dead);
-      static_cast<void>(
-          deliver(heap_, peers_, task.entry.record, tasks::RecordState::done, task.completion));
-      forget_task(task);
+      estate.reports.push_back({task, tasks::RecordState::done, task.completion});
       continue;
     }
     const auto is_below = [&](const Waiting& each) { return each.has_lends && each.under == task.entry.id(); };
@@ -164,7 +162,7 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
   }
 }
 
-void Reaper::report(const Estate& estate, const tasks::Held& held, bool is_poisoned) {
+void Reaper::report(Estate& estate, const tasks::Held& held, bool is_poisoned) {
   if (!is_poisoned && held.retries > 0) {
     queue_.run_again(held);
     return;
@@ -175,9 +173,14 @@ void Reaper::report(const Estate& estate, const tasks::Held& held, bool is_poiso
                              std::chrono::duration_cast<std::chrono::nanoseconds>(now).count())};
   // Without room for the report the loss is told without it: the joiner then poisons what may have been written.
   const auto block = write_loss(heap_, lends_now(heap_, held.entry.task, is_poisoned), loss, estate.reason);
-  static_cast<void>(deliver(heap_, peers_, held.entry.record, tasks::RecordState::lost,
-                            block.ok() ? block.value() : GlobalPointer{}));
-  forget_task(held);
+  estate.reports.push_back({held, tasks::RecordState::lost, block.ok() ? block.value() : GlobalPointer{}});
+}
+
+bool Reaper::send(const Report& report) {
+  const Status sent = deliver(heap_, peers_, report.held.entry.record, report.state, report.block);
+  if (sent.code() == Code::timed_out) return false;
+  forget_task(report.held);
+  return true;
 }
 
 // The call block goes, with the boxes in it that the task had not taken out.
@@ -240,6 +243,7 @@ bool Reaper::go_on(Estate& estate) {
     report(estate, dying.held, dying.held.fate.forbidden);
     return true;
   });
+  std::erase_if(estate.reports, [this](const Report& report) { return send(report); });
   const bool has_lends = std::ranges::any_of(estate.waiting, [](const Waiting& each) { return each.has_lends; });
   if (!estate.is_freed && !has_lends && estate.dying.empty()) {
     std::vector<GlobalPointer> remote;
@@ -247,7 +251,7 @@ bool Reaper::go_on(Estate& estate) {
     send_frees(remote);
     estate.is_freed = true;
   }
-  return !estate.waiting.empty() || !estate.is_freed;
+  return !estate.waiting.empty() || !estate.reports.empty() || !estate.is_freed;
 }
 
 }  // namespace drust::server

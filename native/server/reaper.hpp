@@ -51,18 +51,26 @@ class Reaper {
     tasks::Held held;
     std::uint32_t below = 0;
   };
+  struct Report {
+    tasks::Held held;
+    tasks::RecordState state = tasks::RecordState::done;
+    GlobalPointer block;
+  };
   struct Estate {
     heap::ProcessId dead;
     std::uint32_t pid = 0;
     std::string reason;
     std::vector<Waiting> waiting;
     std::vector<Dying> dying;
+    std::vector<Report> reports;  // that their receivers have not got yet
     bool is_freed = false;
   };
 
   void drop_records(Estate& estate);
   void settle_tasks(Estate& estate, const std::vector<tasks::Held>& held);
-  void report(const Estate& estate, const tasks::Held& held, bool is_poisoned);
+  void report(Estate& estate, const tasks::Held& held, bool is_poisoned);
+  // False: not yet.
+  [[nodiscard]] bool send(const Report& report);
   void forget_task(const tasks::Held& held);
   [[nodiscard]] bool has_ended(const Estate& estate, Waiting& waiting);
   void lose_undelivered(const Waiting& waiting);

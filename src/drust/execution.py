@@ -4,6 +4,7 @@ One thread runs tasks at a time (the GIL allows no more); when a task blocks in 
 over until the first goes on. A thread that finds another one taking tasks already, ends.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from drust import _core, blocking, calls, codecs, handles, lends, runtime, shipp
 from drust.errors import ClosedError, WorkerLostError
 
 _TAKE_MS = 60_000
+_TRY_AGAIN_S = 0.2
 _FENCED = 3  # the exit status of a worker that was declared lost while it ran
 TASKS_RUN = _core.COUNTER_NAMES.index("tasks_run")
 
@@ -94,7 +96,20 @@ def run_task(here: _core.Runtime, entry: _core.TaskEntry) -> None:
         os._exit(_FENCED)
     call.pin.set_release(calls.RELEASE_SHALLOW)
     del call  # its block goes before anybody hears of the end, unless the task has kept a view of it
-    here.give_home(entry, pointer)
+    if not here.give_home(entry, pointer):
+        threading.Thread(target=_give_home_later, args=(here, entry, pointer), daemon=True).start()
+
+
+def _give_home_later(here: _core.Runtime, entry: _core.TaskEntry, completion: runtime.Pointer) -> None:
+    """Sends a completion again until its receiver has it, or is known to be lost; each try takes its time.
+
+    A server that was stopped or cut off comes back to what its task left. This process's death is no loss either:
+    the entry keeps the completion, and the reaper goes on.
+    """
+    pause = threading.Event()
+    with contextlib.suppress(ClosedError):
+        while not here.give_home(entry, completion):
+            pause.wait(_TRY_AGAIN_S)
 
 
 def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, remote: bool) -> _core.Pin:
