@@ -13,7 +13,7 @@ import pytest
 
 import drust
 from drust import Box, PoisonedError, WorkerLostError
-from drust.errors import ConfigError
+from drust.errors import ConfigError, ServerLostError
 
 LARGE = 200_000  # of 8 bytes: above the 1 MiB up to which a lend keeps a pre-image by itself
 WITHIN_S = 20.0
@@ -341,6 +341,76 @@ def test_a_task_returns_only_when_what_it_lent_on_is_back(settled, server):
         drust.spawn(lend_on_and_return, box.borrow_mut(), server=server).join(WITHIN_S)
         with box.borrow() as boxes:
             assert sums(boxes) == [50]
+
+
+def lend_on(boxes: list, server: int) -> None:
+    drust.spawn(fill, boxes[0].borrow_mut(), 5.0, server=server).join()
+
+
+def lend_on_elsewhere_join_and_die(boxes: list) -> None:
+    lend_on(boxes, 1 - drust.runtime.current().server)
+    die()
+
+
+def lend_on_again_and_die(boxes: list) -> None:
+    for server in (1, 0, 1):
+        lend_on(boxes, server)
+    die()
+
+
+@pytest.mark.parametrize("server", [0, 1])
+@pytest.mark.parametrize("function", [lend_on_elsewhere_join_and_die, lend_on_again_and_die])
+def test_what_a_task_got_back_from_below_goes_with_its_worker(settled, server, function):
+    box = Box([Box(np.zeros(10))])
+    with pytest.raises(WorkerLostError, match="were rolled back"):
+        drust.spawn(function, box.borrow_mut(), server=server).join(WITHIN_S)
+    with box.borrow() as boxes:
+        assert sums(boxes) == [0]
+
+
+def lend_on_again(boxes: list) -> None:
+    for server in (1, 0, 1, 0):
+        lend_on(boxes, server)
+
+
+def lend_on_and_replace(boxes: list) -> None:
+    lend_on(boxes, 1 - drust.runtime.current().server)
+    boxes[0] = Box(np.full(10, 5.0))
+
+
+def lend_on_and_drop(boxes: list) -> None:
+    boxes.append(Box(np.full(10, 5.0)))
+    lend_on(boxes, 1 - drust.runtime.current().server)
+    del boxes[0]
+
+
+@pytest.mark.parametrize("server", [0, 1])
+@pytest.mark.parametrize("function", [lend_on_again, lend_on_and_replace, lend_on_and_drop])
+def test_versions_that_a_task_got_back_from_below_and_left_are_freed(settled, server, function):
+    box = Box([Box(np.zeros(10))])
+    drust.spawn(function, box.borrow_mut(), server=server).join(WITHIN_S)
+    with box.borrow() as boxes:
+        assert sums(boxes) == [50]
+
+
+def wait_and_make(gate: str) -> Box:
+    with open(gate) as fifo:
+        fifo.read()
+    return Box(np.ones(1000))
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_what_a_server_brings_after_it_was_written_off_is_freed(settled, gates, monkeypatch, server):
+    gate, _ = gates
+    job = drust.spawn(wait_and_make, str(gate), server=server)
+
+    def write_off() -> None:
+        raise ServerLostError(object="task wait_and_make", server=f"server {server}", reason="it is silent")
+
+    with monkeypatch.context() as patched, pytest.raises(ServerLostError, match="silent"):
+        patched.setattr(drust.runtime, "check_alive", write_off)
+        job.join(WITHIN_S)
+    open_gate(gate)
 
 
 # -- boxes on the move -----------------------------------------------------------------------------------

@@ -364,7 +364,8 @@ void leave_block(BoxObject* box, PyObject* old_pin, protocol::Actions actions) {
   if (old_pin == nullptr) return;
   const Owned old(old_pin);
   PinObject* pin = as_pin(old_pin);
-  if (pin->on_release == OnRelease::free_tree || pin->on_release == OnRelease::free_shallow) {
+  const bool is_own = pin->on_release == OnRelease::free_tree || pin->on_release == OnRelease::free_made;
+  if (is_own || pin->on_release == OnRelease::free_shallow) {
     if ((actions & protocol::kFreeOldBlock) != 0) {
       leave_tied_children(box, pin);
     } else if ((actions & protocol::kFreeTree) == 0) {

@@ -106,7 +106,10 @@ bool adopt_pointer(BoxObject* box, PyObject* pointer, protocol::Actions actions)
     if (old->readable != nullptr) old->local = fresh;
     return true;
   }
-  PyObject* pin = is_here(fresh.address) ? make_pin(fresh, fresh, false, old->on_release, 0)
+  // The lender frees what he lent; what came of it in a task below is this task's own.
+  const bool was_lent = find_lease(box) != nullptr && old->on_release == OnRelease::nothing;
+  const OnRelease action = was_lent ? OnRelease::free_tree : old->on_release;
+  PyObject* pin = is_here(fresh.address) ? make_pin(fresh, fresh, false, action, 0)
                                          : make_hold(fresh, old->on_release);
   if (pin == nullptr) return false;
   leave_block(box, std::exchange(box->pin, pin), actions);

@@ -45,6 +45,10 @@ void release_block(const GlobalPointer& pointer, OnRelease action, std::uint32_t
     runtime->copies->release(copy_entry);
     return;
   }
+  if (action == OnRelease::free_made && !runtime->partition->is_local(pointer.address)) {
+    runtime->peers->free_made_later(pointer);
+    return;
+  }
   const bool shallow = action == OnRelease::free_shallow;
   if (action == OnRelease::free_tied && !runtime->partition->is_local(pointer.address)) {
     runtime->peers->free_tied_later(pointer, {});
@@ -61,6 +65,8 @@ void release_block(const GlobalPointer& pointer, OnRelease action, std::uint32_t
   std::vector<GlobalPointer> remote;
   if (action == OnRelease::free_tied) {
     static_cast<void>(runtime->heap->free_tied(pointer, {}, remote));
+  } else if (action == OnRelease::free_made) {
+    static_cast<void>(runtime->heap->free_made(pointer, remote));
   } else {
     static_cast<void>(runtime->heap->free(pointer, remote));
   }

@@ -204,7 +204,7 @@ PyObject* let_go(PyObject* self, PyObject*) {
 bool to_release(PyObject* argument, OnRelease& action) {
   const long value = PyLong_AsLong(argument);
   if (value == -1 && PyErr_Occurred() != nullptr) return false;
-  if (value < 0 || value > static_cast<long>(OnRelease::free_tied)) {
+  if (value < 0 || value > static_cast<long>(OnRelease::free_made)) {
     PyErr_SetString(PyExc_ValueError, "on_release is one of the RELEASE_ constants");
     return false;
   }
@@ -255,8 +255,9 @@ PyObject* hold(PyObject*, PyObject* arguments) {
   }
   as_pin(pin)->holder = Py_NewRef(holder);
   as_pin(pin)->holder_index = index;
-  // A lend's new version was nobody's on its way: now this table owns it.
-  heap::Block(as_pin(holder)->writable_bytes).children()[index].flags &= ~heap::ChildPointer::kBorrowed;
+  // A lend's new version was nobody's on its way: now this table owns it. What a borrower takes stays marked as a
+  // version, which goes without the children that it shares with its pre-image.
+  if (action != OnRelease::free_made) heap::Block(as_pin(holder)->writable_bytes).children()[index].flags &= ~heap::ChildPointer::kBorrowed;
   return pin;
 }
 
@@ -465,7 +466,8 @@ bool register_pin(PyObject* module) {
          PyModule_AddIntConstant(module, "RELEASE_FREE_SHALLOW",
                                  static_cast<long>(OnRelease::free_shallow)) == 0 &&
          PyModule_AddIntConstant(module, "RELEASE_COPY", static_cast<long>(OnRelease::release_copy)) == 0 &&
-         PyModule_AddIntConstant(module, "RELEASE_FREE_TIED", static_cast<long>(OnRelease::free_tied)) == 0;
+         PyModule_AddIntConstant(module, "RELEASE_FREE_TIED", static_cast<long>(OnRelease::free_tied)) == 0 &&
+         PyModule_AddIntConstant(module, "RELEASE_FREE_MADE", static_cast<long>(OnRelease::free_made)) == 0;
 }
 
 }  // namespace drust::bind

@@ -220,8 +220,8 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
                           : runtime.peers->submit(server, task, record, retries);
     if (!sent.ok()) {
       runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
-    } else if (!is_here) {
-      release_block(task, OnRelease::free_shallow, 0);  // first: while the record names it, a reaper frees it
+    } else {
+      if (!is_here) release_block(task, OnRelease::free_shallow, 0);  // first: while it is named, a reaper frees it
       if (waiting != nullptr) waiting->call.store(tasks::Record::kCallArrived);
     }
     return sent;
@@ -399,8 +399,10 @@ void register_runtime(nb::module_& module) {
       .def("drop_record",
            [](Runtime& r, nb::tuple record) {
              std::vector<GlobalPointer> remote;
-             static_cast<void>(tasks::Queue::drop_record(*r.heap, to_pointer(record), remote));
+             std::vector<GlobalPointer> made;
+             static_cast<void>(server::drop_joiner(*r.heap, to_pointer(record), remote, made));
              for (const GlobalPointer& block : remote) r.peers->free_later(block, false);
+             for (const GlobalPointer& block : made) r.peers->free_made_later(block);
            })
       .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0)
       .def("withdraw", [](Runtime& r, nb::tuple task) { return r.queue->withdraw(to_pointer(task)); })

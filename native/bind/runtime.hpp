@@ -37,7 +37,7 @@ struct Runtime {
 void set_current_runtime(Runtime* runtime) noexcept;
 
 // What the end of a Pin does to the block it held.
-enum class OnRelease : std::uint8_t { nothing, free_tree, free_shallow, release_copy, free_tied };
+enum class OnRelease : std::uint8_t { nothing, free_tree, free_shallow, release_copy, free_tied, free_made };
 
 // Frees a block here or, asynchronously, on its server; or gives one pin of the copy table back. Never fails loudly: a
 // block that is gone already is what was wanted. 0 messages here, a share of one batched message elsewhere.

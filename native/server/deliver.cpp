@@ -76,23 +76,38 @@ tasks::Delivery deliver_here(heap::Heap& heap, const GlobalPointer& record, task
   return delivery;
 }
 
-void free_unjoined(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
-                   std::vector<GlobalPointer>& made) noexcept {
+// Whoever takes a version says so in the table, once the version has its new owner.
+void free_untaken(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
+                  std::vector<GlobalPointer>& made) noexcept {
   heap::Partition& partition = heap.partition();
   const Result<heap::Block> block = partition.find(completion.address, completion.colour);
   if (!block.ok()) return;
   const std::uint64_t nobody = heap::owner_word(heap::OwnerKind::none, {});
   const std::uint64_t self = heap::owner_word(heap::OwnerKind::process, heap.process());
-  const bool was_opened = !heap.change_owner(completion, nobody, self);  // opening makes it the joiner's
   for (const ChildPointer& child : block.value().children()) {
     if ((child.flags & ChildPointer::kBorrowed) != ChildPointer::kMutable || child.address == 0) continue;
     if (!partition.is_local(child.pointer().address)) {
-      if (!was_opened) made.push_back(child.pointer());
+      made.push_back(child.pointer());
     } else if (heap.change_owner(child.pointer(), nobody, self)) {
       static_cast<void>(heap.free_made(child.pointer(), remote));
     }
   }
-  if (!was_opened) static_cast<void>(heap.free(completion, remote));
+}
+
+bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<GlobalPointer>& remote,
+                 std::vector<GlobalPointer>& made) {
+  heap::Partition& partition = heap.partition();
+  if (tasks::Queue::refuse(partition, record)) return true;
+  if (const auto done = tasks::Queue::wait(partition, record, 0); done.ok()) {
+    const GlobalPointer completion = done.value()->completion();
+    free_untaken(heap, completion, remote, made);
+    const std::uint64_t nobody = heap::owner_word(heap::OwnerKind::none, {});
+    const std::uint64_t self = heap::owner_word(heap::OwnerKind::process, heap.process());
+    // One that was opened is its joiner's, and goes with him.
+    if (heap.change_owner(completion, nobody, self)) static_cast<void>(heap.free(completion, remote));
+  }
+  static_cast<void>(heap.free_shallow(record));
+  return false;
 }
 
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,

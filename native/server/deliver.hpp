@@ -25,9 +25,14 @@ tasks::Delivery deliver_here(heap::Heap& heap, const GlobalPointer& record, task
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
                   std::vector<GlobalPointer>& made) noexcept;
 
-// A completion that has come to a record whose joiner is dead: new versions that he had not taken go.
-void free_unjoined(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
-                   std::vector<GlobalPointer>& made) noexcept;
+// The new versions in a completion that its joiner, who is dead or gives up, had not taken: they go.
+void free_untaken(heap::Heap& heap, const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
+                  std::vector<GlobalPointer>& made) noexcept;
+
+// Nobody will join: a completion that has come goes with its record, one that comes later with who brings it. True
+// if it is still to come.
+bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<GlobalPointer>& remote,
+                 std::vector<GlobalPointer>& made);
 
 // To a record wherever it is: 0 messages here, else 1 round trip. The block is not the caller's any more, also
 // when its receiver is known to be lost. timed_out: the receiver does not answer, but nobody has said that it has

@@ -118,24 +118,28 @@ void Reaper::drop_records(Estate& estate) {
                     .since = Clock::now(),
                     .looked = Clock::now()};
     const std::uint64_t address = record->call.load();
-    if (address == 0) {  // its call was never sent: nobody will complete it
-      static_cast<void>(heap_.free_shallow(pointer));
-      continue;
-    }
-    if (address != tasks::Record::kCallArrived) {
-      if (const Result<heap::Block> call = partition.find(Address(address), kNoColour); call.ok()) {
+    bool was_sent = address != 0;
+    if (was_sent && address != tasks::Record::kCallArrived) {
+      const Result<heap::Block> call = partition.find(Address(address), kNoColour);
+      if (call.ok() && call.value().header().codec == tasks::kTaskCodec) {
         const heap::BlockHeader& header = call.value().header();
         const std::uint64_t owner = header.owner.load();
-        waiting.is_unsure = header.codec == tasks::kTaskCodec &&
-                            (owner == heap::owner_word(OwnerKind::in_transit, estate.dead) ||
-                             heap::owner_kind(owner) == OwnerKind::queue);
+        was_sent = owner != heap::owner_word(OwnerKind::process, estate.dead);
+        waiting.is_unsure = owner == heap::owner_word(OwnerKind::in_transit, estate.dead) ||
+                            heap::owner_kind(owner) == OwnerKind::queue;
         waiting.call = {Address(address), header.state.load(), header.extent_bytes};
       }
     }
+    if (!was_sent) {  // nobody will complete it
+      static_cast<void>(heap_.free_shallow(pointer));
+      continue;
+    }
     heap_.set_owner(pointer, heap::owner_word(OwnerKind::none, {}));
-    if (const auto done = Queue::wait(partition, pointer, 0); done.ok())
-      free_unjoined(heap_, done.value()->completion(), remote, made);
-    if (Queue::drop_record(heap_, pointer, remote)) estate.waiting.push_back(waiting);
+    if (drop_joiner(heap_, pointer, remote, made)) {
+      estate.waiting.push_back(waiting);
+    } else {  // completed, so it had arrived
+      forget_sent(estate, waiting);
+    }
   }
   send_frees(remote);
   for (const GlobalPointer& pointer : made) peers_.free_made_later(pointer);
@@ -199,6 +203,28 @@ void Reaper::lose_undelivered(const Waiting& waiting) {
   send_frees(remote);
 }
 
+// A call that arrived elsewhere did so as a copy: the block that was sent is left. (A local one is its entry's.)
+void Reaper::forget_sent(const Estate& estate, const Waiting& waiting) {
+  const std::uint64_t in_transit = heap::owner_word(OwnerKind::in_transit, estate.dead);
+  if (heap_.change_owner(waiting.call, in_transit, heap::owner_word(OwnerKind::none, {})))
+    static_cast<void>(heap_.free_shallow(waiting.call));
+}
+
+// What the dead process owned. Of the completions that it had opened, also what it had not taken.
+void Reaper::free_estate(const Estate& estate) {
+  std::vector<GlobalPointer> completions;
+  heap_.partition().each_live_block([&](const heap::BlockInfo& block) {
+    if (block.codec == tasks::kCompletionCodec && block.owner == heap::owner_word(OwnerKind::process, estate.dead))
+      completions.push_back(block.pointer);
+  });
+  std::vector<GlobalPointer> remote;
+  std::vector<GlobalPointer> made;
+  for (const GlobalPointer& completion : completions) free_untaken(heap_, completion, remote, made);
+  heap_.free_owned_by(estate.dead, remote);
+  send_frees(remote);
+  for (const GlobalPointer& pointer : made) peers_.free_made_later(pointer);
+}
+
 // Whether the task of a dropped record has ended: whoever completed it has freed the record.
 bool Reaper::has_ended(const Estate& estate, Waiting& waiting) {
   heap::Partition& partition = heap_.partition();
@@ -214,10 +240,7 @@ bool Reaper::has_ended(const Estate& estate, Waiting& waiting) {
       lose_undelivered(waiting);
       return true;
     }
-    // It arrived as a copy; the block that was sent is left. (A local one is its entry's.)
-    const std::uint64_t in_transit = heap::owner_word(OwnerKind::in_transit, estate.dead);
-    if (heap_.change_owner(waiting.call, in_transit, heap::owner_word(OwnerKind::none, {})))
-      static_cast<void>(heap_.free_shallow(waiting.call));
+    forget_sent(estate, waiting);
   }
   if (Queue::find_record(partition, waiting.record) == nullptr) return true;
   if (is_here || now - waiting.looked < std::chrono::milliseconds(kTargetLookMs)) return false;
@@ -246,9 +269,7 @@ bool Reaper::go_on(Estate& estate) {
   std::erase_if(estate.reports, [this](const Report& report) { return send(report); });
   const bool has_lends = std::ranges::any_of(estate.waiting, [](const Waiting& each) { return each.has_lends; });
   if (!estate.is_freed && !has_lends && estate.dying.empty()) {
-    std::vector<GlobalPointer> remote;
-    heap_.free_owned_by(estate.dead, remote);
-    send_frees(remote);
+    free_estate(estate);
     estate.is_freed = true;
   }
   return !estate.waiting.empty() || !estate.reports.empty() || !estate.is_freed;

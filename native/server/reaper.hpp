@@ -74,6 +74,8 @@ class Reaper {
   void forget_task(const tasks::Held& held);
   [[nodiscard]] bool has_ended(const Estate& estate, Waiting& waiting);
   void lose_undelivered(const Waiting& waiting);
+  void forget_sent(const Estate& estate, const Waiting& waiting);
+  void free_estate(const Estate& estate);
   [[nodiscard]] bool go_on(Estate& estate);
   void send_frees(const std::vector<GlobalPointer>& remote);
 

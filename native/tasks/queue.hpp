@@ -142,6 +142,8 @@ class Queue {
   static Result<Record*> wait(heap::Partition& partition, const GlobalPointer& record, std::uint32_t timeout_ms);
   // What wait() would find, without waiting; nothing if the record is gone.
   static std::optional<RecordState> look(heap::Partition& partition, const GlobalPointer& record) noexcept;
+  // pending -> dropped. False if it has completed, or is gone.
+  static bool refuse(const heap::Partition& partition, const GlobalPointer& record) noexcept;
   // Frees the record and, if it has come, the completion nobody has taken. Before that, the record stays as
   // dropped, and true is returned. For a handle that is dropped before its task was joined.
   static bool drop_record(heap::Heap& heap, const GlobalPointer& record, std::vector<GlobalPointer>& remote);

@@ -118,13 +118,20 @@ std::optional<RecordState> Queue::look(heap::Partition& partition, const GlobalP
   return found->state.load();
 }
 
-bool Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {
-  heap::Partition& partition = heap.partition();
+bool Queue::refuse(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
   Record* record = find_record(partition, pointer);
   if (record == nullptr) return false;
   std::uint64_t word = pending_word(pointer.colour);
-  if (record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour))) return true;
-  if (word == dropped_word(pointer.colour)) return true;
+  return record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour)) ||
+         word == dropped_word(pointer.colour);
+}
+
+bool Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {
+  heap::Partition& partition = heap.partition();
+  if (refuse(partition, pointer)) return true;
+  const Record* record = find_record(partition, pointer);
+  if (record == nullptr) return false;
+  const std::uint64_t word = record->state.word.load();
   // It has completed. If wait() has looked, the colour says whether the completion is still what it was.
   const Address address = completion_of(partition.server(), word);
   Result<heap::Block> block = partition.find(address, record->colour.load());

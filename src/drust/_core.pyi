@@ -374,6 +374,8 @@ RELEASE_COPY: int = 3
 
 RELEASE_FREE_TIED: int = 4
 
+RELEASE_FREE_MADE: int = 5
+
 @final
 class PinBuffer:
     """The bytes of one buffer of a block."""

@@ -240,6 +240,7 @@ class Outgoing:
                 guard._end_lend(self, "poisoned", pointer, {"task": f"a task below {self.name}"})
             else:
                 guard._end_lend(self, "committed", pointer)
+            completion.taken(index)
             index += 1
         self.lends.clear()
         if self.lease is not None:
@@ -320,16 +321,23 @@ class Completion:
             runtime.current().take_child(pin.pointer, len(children) - 1)
 
     def lend(self, index: int, box: "_core.Box[Any]") -> "Pointer | _core.Pin":
-        """Where mutable lend `index` is now. This process's death frees it if it is the owner's."""
+        """Where mutable lend `index` is now. This process's death frees it if it is a new version."""
         child = self._first_lend + index
         *where, flags = self._pin.children[child]
         pointer = (where[0], where[1], where[2])
         before = box._pin
         is_new = flags & (LENT_SHARED | LENT_MUTABLE) == LENT_MUTABLE
         is_elsewhere = runtime.server_of(pointer) != runtime.current().server
-        if is_new and is_elsewhere and before is not None and box._lease is None:
-            return _core.Pin.hold(pointer, before.on_release, self._pin, child)
+        if is_new and is_elsewhere and before is not None:
+            release = before.on_release if box._lease is None else _core.RELEASE_FREE_MADE
+            return _core.Pin.hold(pointer, release, self._pin, child)
         return pointer
+
+    def taken(self, index: int) -> None:
+        """Mutable lend `index` has its owner; one elsewhere stays in this block until its Pin dies."""
+        child = self._first_lend + index
+        if runtime.server_of(self._pin.children[child][:3]) == runtime.current().server:
+            runtime.current().take_child(self._pin.pointer, child)
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """(result, None) or (None, error). Decodes once; the boxes in it are this process's now."""

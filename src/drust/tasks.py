@@ -140,7 +140,7 @@ class JoinHandle(Generic[T]):
                 with self._lock:
                     if self._call is not None:
                         self._call.lost(None)
-                        self._settle(None, lost)
+                        self._settle(None, lost, is_over=False)
 
     def poll(self, wait_ms: int = 0) -> bool:
         """Takes in the completion if it comes within `wait_ms`: the lends end, the result is here."""
@@ -190,14 +190,19 @@ class JoinHandle(Generic[T]):
             outcome=outcome,
         )
 
-    def _settle(self, completion: calls.Completion | None, error: DrustError | None) -> None:
+    def _settle(
+        self, completion: calls.Completion | None, error: DrustError | None, *, is_over: bool = True
+    ) -> None:
         self._call = None
         if completion is not None:
             self._value, self._error = completion.outcome()
         else:
             self._error = error
         self._finished = True
-        self._runtime.free(self._record)
+        if is_over:
+            self._runtime.free(self._record)
+        else:  # a server written off may still bring a completion: its record says that nobody wants it
+            self._runtime.drop_record(self._record)
         _outstanding.pop(self, None)
 
     def __del__(self) -> None:
