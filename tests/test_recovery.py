@@ -485,7 +485,9 @@ def test_a_box_that_was_handed_on_survives_its_last_owner_but_one(settled, gates
 # -- a receiver that does not answer ----------------------------------------------------------------------
 
 
-def wait_and_add(a: np.ndarray, gate: str) -> float:
+def wait_and_add(a: np.ndarray, gate: str, ready: str) -> float:
+    with open(ready, "w") as fifo:
+        fifo.write("x")
     with open(gate) as fifo:
         fifo.read()
     a += 1
@@ -493,10 +495,11 @@ def wait_and_add(a: np.ndarray, gate: str) -> float:
 
 
 def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
-    gate, _ = gates
+    gate, ready = gates
     session = drust.current_session()
     box = Box(np.zeros(10))
-    job = drust.spawn(wait_and_add, box.borrow_mut(), str(gate), server=1)
+    job = drust.spawn(wait_and_add, box.borrow_mut(), str(gate), str(ready), server=1)
+    assert opened(ready) == "x"  # the array has come to server 1
     os.kill(session.pids[0], signal.SIGSTOP)
     try:
         open_gate(gate)

@@ -103,8 +103,8 @@ def run_task(here: _core.Runtime, entry: _core.TaskEntry) -> None:
 def _give_home_later(here: _core.Runtime, entry: _core.TaskEntry, completion: runtime.Pointer) -> None:
     """Sends a completion again until its receiver has it, or is known to be lost; each try takes its time.
 
-    A server that was stopped or cut off comes back to what its task left. This process's death is no loss either:
-    the entry keeps the completion, and the reaper goes on.
+    A server that was stopped or cut off comes back to what its task left. This process's death is no loss
+    either: the entry keeps the completion, and the reaper goes on.
     """
     pause = threading.Event()
     with contextlib.suppress(ClosedError):
