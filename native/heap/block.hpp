@@ -95,7 +95,7 @@ struct BlockHeader {
   std::uint32_t buffer_count;
   std::uint32_t meta_bytes;
   std::uint64_t value_bytes;          // what a person would call its size: bytes of buffers
-  std::atomic<std::uint32_t> task;    // number of the task that made it, 0 outside of one; its process, then reapers
+  std::uint32_t reserved;
   std::atomic<std::uint32_t> flags;   // BlockFlag; any process
 };
 static_assert(sizeof(BlockHeader) == 64);
