@@ -13,6 +13,7 @@ import pytest
 import drust
 from drust import BorrowMutError, Box, MovedError, OutOfMemoryError
 from drust.errors import ForkedHandleError, ImmutableValueError, PickledBoxError, UnpicklableError
+from fake_hooks import Unraisable
 
 
 def same(value):
@@ -280,6 +281,20 @@ def test_use_after_shutdown_says_closed():
         pass
     with pytest.raises(drust.ClosedError):
         drust.spawn(same, 1)
+
+
+@pytest.mark.parametrize("is_viewed", [False, True])
+def test_a_write_that_outlives_its_session_ends_in_silence(is_viewed):
+    with drust.init(workers=0, heap_bytes="64MiB"):
+        box = Box(np.zeros(3))
+        box._publish()  # others may know this version: the end of a write gives it another
+        borrow = box.borrow_mut()
+        view = borrow.__enter__()[1:] if is_viewed else borrow.__enter__()[0]
+    with Unraisable() as seen:
+        del borrow, box
+        gc.collect()
+    assert seen == []
+    del view
 
 
 def test_a_borrow_entered_twice_is_the_programs_mistake(one_server):

@@ -140,6 +140,13 @@ bool leave_escaped_views(BoxObject* box, const Step& step) {
   return places && tell_survivors(box, "shared", places.get());
 }
 
+// The session that its block lies in has ended.
+bool is_left_over(const BoxObject* box) noexcept {
+  if (box->pin == nullptr) return false;
+  const Runtime* runtime = pin_of(box)->runtime;
+  return runtime != nullptr && runtime != current_runtime();
+}
+
 void abort_write(BoxObject* box) {
   box->state = protocol::apply(box->state, {EventKind::BorrowMutAborted}).state;
   lower_ceiling(box);
@@ -249,7 +256,9 @@ bool end_write(BoxObject* box, EventKind event, bool survivors, const Site& wher
       protocol::apply(box->state, {event, static_cast<std::uint8_t>(survivors ? protocol::kSurvivors : 0)});
   if (!step.ok()) return set_refusal(box, step.verdict, "end its borrow", -1);
   bool fine = true;
-  if ((step.actions & protocol::kMoveToNewBlock) != 0) {
+  if (is_left_over(box)) {
+    // Nobody can meet the version that was written, nor wants another.
+  } else if ((step.actions & protocol::kMoveToNewBlock) != 0) {
     const Owned place(text_of(where));
     const Owned places(place ? PyList_New(0) : nullptr);
     fine = places && PyList_Append(places.get(), place.get()) == 0 &&
