@@ -130,15 +130,13 @@ void Reaper::drop_records(Estate& estate) {
         waiting.call = {Address(address), header.state.load(), header.extent_bytes};
       }
     }
-    if (!was_sent) {  // nobody will complete it
-      static_cast<void>(heap_.free_shallow(pointer));
-      continue;
-    }
     heap_.set_owner(pointer, heap::owner_word(OwnerKind::none, {}));
-    if (drop_joiner(heap_, pointer, remote, made)) {
-      estate.waiting.push_back(waiting);
-    } else {  // completed, so it had arrived
+    if (!drop_joiner(heap_, pointer, remote, made)) {  // completed, so it had arrived
       forget_sent(estate, waiting);
+    } else if (was_sent) {
+      estate.waiting.push_back(waiting);
+    } else {  // nobody will complete it
+      static_cast<void>(heap_.free_shallow(pointer));
     }
   }
   send_frees(remote);
