@@ -163,13 +163,20 @@ void Replicas::free(const GlobalPointer& primary, bool shallow, std::vector<Glob
       if (at == versions.end()) continue;  // stale: the expected fate of a free that was sent twice
       local = at->local;
       if (shallow && at->is_confirmed) confirm_children(*at);
-      // The other version, if there is one, is what nobody heard of, or what was before: it goes too.
+      // The other version, if there is one, is what nobody heard of, or what was before: it goes too. Not if it is
+      // newer and somebody's: the address was used again after this free, which comes late.
+      const auto is_anothers = [&, stamp = at->stamp](const Version& version) {
+        return version.primary.colour != next.colour && version.is_confirmed && version.stamp > stamp;
+      };
       for (const Version& version : versions) {
-        if (version.primary.colour != next.colour) freed.push_back(version.local);
+        if (version.primary.colour != next.colour && !is_anothers(version)) freed.push_back(version.local);
       }
-      index_.erase(found);
+      std::erase_if(versions, [&](const Version& version) { return !is_anothers(version); });
+      if (versions.empty()) {
+        index_.erase(found);
+        dropped.push_back(next.address);
+      }
     }
-    dropped.push_back(next.address);
     if (!shallow) {
       each_owned_child(heap_, local, [&](const GlobalPointer& child) {
         const ServerId server = child.address.server();

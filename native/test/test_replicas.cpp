@@ -192,6 +192,27 @@ TEST("a notice that comes late does not hit the replica of what came to its addr
   CHECK(replicas.find(version(1, 8)).ok());
 }
 
+TEST("a free that comes late spares the newer version that somebody owns at its address") {
+  Host host(2);
+  server::Replicas replicas(*host.heap);
+  const GlobalPointer before = version(1, 10);
+  const GlobalPointer after = version(1, 20);
+  std::vector<server::StagedReplica> batch{staged(host, before, 5), staged(host, after, 9)};
+  CHECK(replicas.commit(batch).ok());
+  replicas.confirm(after.address, after.colour);
+  static_cast<void>(replicas.promote(1));
+  std::vector<GlobalPointer> remote;
+  std::vector<Address> dropped;
+  replicas.free(before, true, remote, dropped);
+  CHECK(!replicas.find(before).ok());
+  CHECK(replicas.find(after).ok());
+  CHECK(dropped.empty());
+  replicas.free(after, true, remote, dropped);
+  CHECK(!replicas.find(after).ok());
+  CHECK_EQ(dropped.size(), 1);
+  CHECK_EQ(host.partition->live_blocks(), 0);
+}
+
 TEST("a batch is entered whole or not at all") {
   Host host(2);
   server::Replicas replicas(*host.heap);
