@@ -305,19 +305,22 @@ def test_status_shows_every_server_of_a_session(session: tuple[int, list[int]]) 
     assert text.count(" 1/1 ") >= 2
 
 
-def test_status_shows_a_lost_server_as_lost(session: tuple[int, list[int]]) -> None:
+def test_status_shows_a_server_that_does_not_answer_as_lost(session: tuple[int, list[int]]) -> None:
     driver, pids = session
-    os.kill(pids[1], signal.SIGKILL)
-    result = drust_command("status", "--json")
-    assert result.returncode == 0, result.stderr
-    found = {each["driver_pid"]: each for each in json.loads(result.stdout)["sessions"]}
-    home, lost = found[driver]["servers"]
-    assert home["status"]["pid"] == pids[0]
-    assert lost["status"] is None
-    assert "server 1" in lost["error"]
-    text = drust_command("status").stdout
-    assert " lost " in text
-    assert "server 1:" in text
+    os.kill(pids[1], signal.SIGSTOP)  # one that was killed is started again at once
+    try:
+        result = drust_command("status", "--json")
+        assert result.returncode == 0, result.stderr
+        found = {each["driver_pid"]: each for each in json.loads(result.stdout)["sessions"]}
+        home, lost = found[driver]["servers"]
+        assert home["status"]["pid"] == pids[0]
+        assert lost["status"] is None
+        assert "server 1" in lost["error"]
+        text = drust_command("status").stdout
+        assert " lost " in text
+        assert "server 1:" in text
+    finally:
+        os.kill(pids[1], signal.SIGCONT)
 
 
 def test_a_session_that_ends_while_it_is_asked_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 from drust import _core
 from drust.config import Config
 from drust.engines.local import LocalCluster
-from drust.errors import AuthenticationError, ClusterError, ServerStartError
+from drust.errors import AuthenticationError, ClusterError, ServerLostError, ServerStartError
 from drust.runtime import KIND_DRIVER
 from drust.server import joining, messages
 
@@ -241,7 +241,15 @@ def test_a_killed_server_is_noticed_its_workers_end_and_it_is_started_again() ->
             lambda: [event for event in events if isinstance(event, messages.ServerReplaced)], 30.0
         )
         assert (replaced[0].server, replaced[0].by) == (1, 1)
-        here.ping(1)
+
+        def answers() -> bool:
+            try:
+                here.ping(1)
+            except ServerLostError:
+                return False
+            return True
+
+        wait_until(answers)  # the new endpoint is on its way to this partition's table
         assert cluster.pids[1] != killed
 
 
