@@ -293,6 +293,7 @@ TEST("an adopter killed while it adopts leaves its work to the next") {
       if (adopter == 0) {
         Host own{16ULL << 20};
         auto attached = Partition::attach(::dup(host.partition->memfd()));
+        own.heap.reset();  // before the partition that it lies in
         own.partition = std::move(attached.value());
         own.process = own.join();
         own.heap = std::make_unique<Heap>(*own.partition, own.process);
