@@ -18,8 +18,8 @@ namespace drust::server {
 // more. The entry of the task answers for them until they are delivered.
 void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::ProcessId worker) noexcept;
 
-// A copy that has come over the wire, to a record of this partition. Blocks on other servers that go with an unwanted one are appended: whole trees to
-// `remote`, borrowers' versions to `made`.
+// A copy that has come over the wire, to a record of this partition. Blocks on other servers that go with an
+// unwanted one are appended: whole trees to `remote`, borrowers' versions to `made`.
 // Says what it met.
 tasks::Delivery deliver_here(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState state,
                   const GlobalPointer& completion, std::vector<GlobalPointer>& remote,
