@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drust._core import Box, Ref, RefMut
+from drust._core import Box, Pin, Ref, RefMut
 from fake_hooks import Hooks, enter, leave, refused
 
 
@@ -357,6 +357,13 @@ def test_the_block_dies_with_its_box() -> None:
     link = weakref.ref(box._pin)
     del box
     assert link() is None
+
+
+def test_repr_of_a_pin_tells_which_version_of_which_block_it_holds() -> None:
+    pin = Pin.private(1, b"", [100])
+    address, colour, extent = pin.pointer
+    offset = address % 2**36 * 16
+    assert repr(pin) == f"<Pin server 4095, offset {offset}, colour {colour:x}, {extent} bytes>"
 
 
 def test_repr_tells_type_size_place_and_state() -> None:

@@ -3,6 +3,7 @@
 #include <structmember.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <new>
 #include <utility>
@@ -306,11 +307,13 @@ int set_origin(PyObject* self, PyObject* value, void*) {
 
 PyObject* repr(PyObject* self) {
   const PinObject* pin = as_pin(self);
-  return PyUnicode_FromFormat(
-      "<Pin server %u, offset %llu, colour %llx, %llu bytes%s>", pin->pointer.address.server(),
-      static_cast<unsigned long long>(pin->pointer.address.offset_bytes()),
-      static_cast<unsigned long long>(pin->pointer.colour),
-      static_cast<unsigned long long>(pin->pointer.extent_bytes), pin->is_writable ? ", writable" : "");
+  char text[160];  // Python 3.11 formats no 64-bit number in hexadecimal itself
+  std::snprintf(text, sizeof text, "<Pin server %u, offset %llu, colour %llx, %llu bytes%s>",
+                static_cast<unsigned>(pin->pointer.address.server()),
+                static_cast<unsigned long long>(pin->pointer.address.offset_bytes()),
+                static_cast<unsigned long long>(pin->pointer.colour),
+                static_cast<unsigned long long>(pin->pointer.extent_bytes), pin->is_writable ? ", writable" : "");
+  return PyUnicode_FromString(text);
 }
 
 PyMethodDef methods[] = {
