@@ -1,4 +1,4 @@
-// Runtime.fetch_tied and Runtime.take_tied: the children tied to a parent elsewhere, together.
+// Runtime.open_tied: the children tied to a parent here. fetch_tied and take_tied: those of one elsewhere, together.
 //
 // Several processes of a host may want the same children at once, in any order. So no process waits for
 // another's fetch while others may wait for its own: it first takes what is there and becomes the leader of
@@ -82,6 +82,22 @@ void give_up(Runtime& runtime, const Fetch& fetch) {
   }
 }
 
+// The blocks of a parent of this partition, for a Pin that answers for them: 0 messages.
+nb::tuple open_tied(Runtime& runtime, nb::handle parent) {
+  if (!is_pin(parent.ptr()) || !is_mapped(as_pin(parent.ptr()))) throw nb::value_error("the parent is no mapped block");
+  const auto children = block_of(as_pin(parent.ptr())).children();
+  nb::object pins = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(children.size())));
+  if (!pins.is_valid()) throw nb::python_error();
+  for (std::size_t i = 0; i < children.size(); ++i) {
+    const GlobalPointer pointer = children[i].pointer();
+    static_cast<void>(unwrap(runtime.partition->find(pointer.address, pointer.colour)));
+    PyObject* pin = make_pin(pointer, pointer, false, OnRelease::nothing, 0);
+    if (pin == nullptr) throw nb::python_error();
+    PyTuple_SET_ITEM(pins.ptr(), static_cast<Py_ssize_t>(i), pin);
+  }
+  return nb::borrow<nb::tuple>(pins);
+}
+
 // Copies shared by the host: 0 messages for those that are here, one read for all others.
 nb::list fetch_tied(Runtime& runtime, nb::list pointers) {
   std::vector<Fetch> fetches;
@@ -125,6 +141,8 @@ nb::list take_tied(Runtime& runtime, nb::list pointers) {
 
 void register_groups(nb::module_& module) {
   nb::handle runtime = module.attr("Runtime");
+  runtime.attr("open_tied") = nb::cpp_function(&open_tied, nb::is_method(), nb::scope(runtime), nb::name("open_tied"),
+                                               nb::arg("parent"));
   runtime.attr("fetch_tied") = nb::cpp_function(&fetch_tied, nb::is_method(), nb::scope(runtime),
                                                 nb::name("fetch_tied"), nb::arg("pointers"));
   runtime.attr("take_tied") = nb::cpp_function(&take_tied, nb::is_method(), nb::scope(runtime),

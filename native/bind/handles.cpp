@@ -3,6 +3,7 @@
 #define DRUST_IMPORTS_NUMPY
 #include "bind/numpy_api.hpp"
 
+#include "bind/arrow_column.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
 #include "bind/pin.hpp"
@@ -13,7 +14,7 @@ namespace drust::bind {
 bool register_handles(PyObject* module) {
   if (PyArray_ImportNumPyAPI() < 0) return false;
   return register_hooks(module) && register_pin(module) && register_pin_buffer(module) &&
-         register_revoked(module) && register_box(module) && register_guards(module) &&
+         register_arrow_column(module) && register_revoked(module) && register_box(module) && register_guards(module) &&
          register_find_boxes(module) && register_waiting(module) && register_shallow(module);
 }
 

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/arrow_column.hpp"
 #include "bind/hooks.hpp"
 #include "bind/python.hpp"
 
@@ -327,6 +328,10 @@ PyMethodDef methods[] = {
      "caller holds none."},
     {"as_writable", as_writable, METH_NOARGS,
      "A Pin of the same block through the writable mapping; keeps this one."},
+    {"arrow_column", as_method(arrow_column), METH_FASTCALL,
+     "arrow_column(schema, length, null_count, places) -> ArrowColumn | None: its bytes for any Arrow library; keeps "
+     "this Pin alive. `places` are the buffers in Arrow's order; null_count -2: it stands in buffer 0. None for a type "
+     "that is laid out otherwise than numbers, times, booleans and string views are."},
     {"hold", hold, METH_VARARGS | METH_STATIC,
      "hold(pointer, on_release, holder=None, index=0) -> Pin: ownership of a block whose bytes are not mapped "
      "here; it stands in the child table of `holder`, which frees it if this process dies."},

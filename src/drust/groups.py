@@ -137,8 +137,7 @@ def _known(old: _core.Pin, parts: Sequence[Part]) -> dict[Hashable, int]:
 def open_parts(parent: _core.Pin) -> tuple[Part, ...]:
     """The tied blocks of a parent in this partition; no message."""
     if parent.parts is None:
-        here = runtime.current()
-        parent.parts = tuple([here.open(pointer, False, NOTHING) for pointer in pointers(parent)])
+        parent.parts = runtime.current().open_tied(parent)
     return parent.parts
 
 

@@ -7,7 +7,8 @@ borrowed is read-only; drust.frames writes columns in place. Importing this modu
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow.ipc
 
 from drust.codecs import columns
 from drust.codecs.base import ARROW, COLUMN, TIED, Encoded, Part, PinLike, borrowed
-from drust.codecs.columns import ArrowArray, Column
+from drust.codecs.columns import ArrowArray, ArrowType, Column
 from drust.codecs.registry import install
 
 Table: TypeAlias = Any
@@ -31,6 +32,8 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder()
 _MARK_FRAME, _MARK_COLUMN = 0, 1
 _OFFSETS_MAX = 2**31 - 1
+_SCHEMAS_KEPT = 16
+_EXTENSION = b"ARROW:extension:name"
 
 
 class FrameLayout(msgspec.Struct, array_like=True, frozen=True):
@@ -43,7 +46,28 @@ class FrameLayout(msgspec.Struct, array_like=True, frozen=True):
     @property
     def arrow_schema(self) -> Schema:
         """Names and types of the columns."""
-        return pa.ipc.read_schema(pa.py_buffer(self.schema))
+        return decode_schema(self.schema).schema
+
+
+class DecodedSchema(NamedTuple):
+    """Names and types of columns, in the forms that opening them asks for."""
+
+    schema: Schema
+    types: list[ArrowType]
+    capsules: list[Any]
+    """Each field for Arrow's C data interface; None where `Pin.arrow_column` has no layout for its type."""
+
+
+@lru_cache(maxsize=_SCHEMAS_KEPT)
+def decode_schema(serialized: bytes) -> DecodedSchema:
+    """An Arrow schema in its IPC form. Kept: a program reads many frames of few schemas."""
+    schema = pa.ipc.read_schema(pa.py_buffer(serialized))
+    return DecodedSchema(schema, schema.types, [_capsule(field) for field in schema])
+
+
+def _capsule(field: Any) -> Any:
+    is_extension = _EXTENSION in (field.metadata or ())
+    return field.__arrow_c_schema__() if columns.can_export(field.type) and not is_extension else None
 
 
 _frame_decoder = msgspec.msgpack.Decoder(tuple[int, FrameLayout])
@@ -98,20 +122,29 @@ def _is_too_long(encoded: Encoded, first: int) -> bool:
     )
 
 
-def open_batches(pin: PinLike, child: Callable[[int], Any]) -> tuple[FrameLayout, Schema, list[Any]]:
+def open_batches(parent: PinLike, child: Callable[[int], Any]) -> tuple[FrameLayout, Schema, list[Any]]:
     """The row groups over the blocks of their columns."""
-    layout = read_layout(pin.meta)
-    schema = layout.arrow_schema
-    types = schema.types
+    layout = read_layout(parent.meta)
+    schema, types, capsules = decode_schema(layout.schema)
     width = len(types)
     batches = []
     for group, length in enumerate(layout.lengths):
-        arrays = [columns.open_column(child(group * width + i), kind) for i, kind in enumerate(types)]
+        flat = columns.flat_meta(length)
+        arrays = []
+        for place, capsule in enumerate(capsules):
+            pin = child(group * width + place)
+            column = columns.export(pin, capsule, flat, length)
+            arrays.append(_open_exported(column) if column else columns.open_column(pin, types[place]))
         if not arrays:  # a table can have rows and no columns
             batches.append(pa.record_batch([pa.nulls(length)], names=[""]).select([]))
             continue
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
     return layout, schema, batches
+
+
+def _open_exported(column: Any) -> ArrowArray:
+    """As `pa.array(column)`, which looks at every other kind of value first."""
+    return pa.Array._import_from_c_capsule(*column.__arrow_c_array__())
 
 
 def open_table(pin: PinLike, child: Callable[[int], Any]) -> tuple[FrameLayout, Table]:

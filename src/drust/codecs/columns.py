@@ -346,6 +346,38 @@ def open_column(pin: PinLike, arrow_type: ArrowType) -> ArrowArray:
     return array if storage is arrow_type else pa.ExtensionArray.from_storage(arrow_type, array)
 
 
+def can_export(arrow_type: ArrowType) -> bool:
+    """Whether `export` may find a column of this type in a layout that it knows."""
+    return arrow_type.id in _FLAT or arrow_type.id in _VIEWS
+
+
+def flat_meta(length: int) -> bytes:
+    """The metadata of every flat column of so many rows."""
+    return _encoder.encode((length, IN_BUFFER, _FLAT_PLACES, ()))
+
+
+_FLAT_PLACES = (FLAT_VALIDITY, FLAT_VALUES)
+
+
+def export(pin: PinLike, capsule: Any, flat: bytes, length: int) -> Any:
+    """A column's block for Arrow's C data interface, or None: then `open_column` opens it.
+
+    Args:
+        pin: of the column; a stand-in without the native method gives None.
+        capsule: its field, or None.
+        flat: `flat_meta(length)`.
+        length: the number of rows.
+    """
+    arrow_column = getattr(pin, "arrow_column", None)
+    if capsule is None or arrow_column is None:
+        return None
+    meta = pin.meta
+    if meta == flat:
+        return arrow_column(capsule, length, IN_BUFFER, _FLAT_PLACES)
+    there, nulls, places, below = _decoder.decode(meta)
+    return None if nulls < 0 or below or there != length else arrow_column(capsule, length, nulls, places)
+
+
 def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> ArrowArray:
     """The array that a node describes, over buffers of a block."""
     length, nulls, places, below = node
