@@ -381,9 +381,11 @@ def test_a_quick_run_measures_every_operation_of_the_cost_model(whole_run: dict[
         "borrow-dict", "borrow-array", "borrow-mut-dict", "borrow-mut-array", "same-host-read-1mib",
         "same-host-read-64mib", "same-host-read-1gib", "remote-read-512-native", "remote-read-512",
         "remote-read-64m-native", "remote-read-64m", "cached-remote-read", "spawn", "spawn-pool",
-        "spawn-remote",
+        "spawn-remote", "spawn-lend", "spawn-lend-pickle", "spawn-lend-mut", "spawn-lend-mut-pickle",
+        "lend-record",
         "one-server-program", "allocate-warm", "allocate-cold",
         *(f"frame-{what}-{width}" for what in ("borrow", "encode", "column") for width in (10, 100, 1000)),
+        *(f"frame-borrow-{width}-whole" for width in (10, 100, 1000)),
     } == set(whole_run)  # fmt: skip
 
 
@@ -396,6 +398,9 @@ def test_message_counts_are_those_of_the_protocol(whole_run: dict[str, Any]) -> 
         "same-host-read-1mib",
         "cached-remote-read",
         "spawn",
+        "spawn-lend",
+        "spawn-lend-mut",
+        "lend-record",
         "allocate-warm",
     )
     assert {name: whole_run[name]["messages"] for name in silent} == {name: {} for name in silent}

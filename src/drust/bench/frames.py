@@ -14,10 +14,11 @@ import numpy as np
 from drust import handles
 from drust._core import Box
 from drust.bench.peers import Unavailable
-from drust.bench.rows import Bench, Row
+from drust.bench.rows import Aim, Bench, Row
 from drust.bench.stats import Operation
 from drust.runtime import Pointer
 
+_BORROW_AIM = Aim(kind="ratio", bound=1.2)
 _SHAPES = ((10, 100_000), (100, 10_000), (1000, 1000))  # columns and rows: 8 MB each
 
 
@@ -69,6 +70,10 @@ def frames(bench: Bench) -> Iterator[Row]:
         with pa.ipc.open_stream(stream) as reader:
             return pl.from_arrow(reader.read_all(), rechunk=False)
 
+    def straight_from_stream(stream: Any) -> Any:
+        with pa.ipc.open_stream(stream) as reader:
+            return pl.DataFrame(reader)
+
     def correct_stream(frame: Any) -> Any:
         return to_stream(frame.with_columns(pl.col("c0") + 1))
 
@@ -78,12 +83,22 @@ def frames(bench: Bench) -> Iterator[Row]:
         pointer = kept._publish().pointer
         stream = to_stream(frame)
         size = f"{columns} columns of {rows} numbers"
+        first = loop(partial(first_borrow, pointer))
+        borrowing = f"first borrow in a process, {size}"
         yield bench.compare(
             f"frame-borrow-{columns}",
-            f"first borrow in a process, {size}",
-            "reading its Arrow IPC stream",
-            loop(partial(first_borrow, pointer)),
+            borrowing,
+            "pl.from_arrow() of its Arrow IPC stream",
+            first,
             loop(partial(from_stream, stream)),
+            _BORROW_AIM,
+        )
+        yield bench.compare(
+            f"frame-borrow-{columns}-whole",
+            borrowing,
+            "pl.DataFrame() of its IPC stream: a column keeps all",
+            first,
+            loop(partial(straight_from_stream, stream)),
         )
         yield bench.compare(
             f"frame-encode-{columns}",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 from drust import config
-from drust.bench import borrows, frames, machine_facts, remote, same_host
+from drust.bench import borrows, frames, machine_facts, remote, same_host, spawns
 from drust.bench.peers import Peers, Unavailable
 from drust.bench.report import Report
 from drust.bench.rows import Bench, Group, Row
@@ -23,7 +23,7 @@ GROUPS: dict[str, Group] = {
     "remote-read-512": remote.small_reads,
     "remote-read-64m": remote.large_reads,
     "cached-remote-read": remote.cached_reads,
-    "spawn": same_host.spawns,
+    "spawn": spawns.spawns,
     "one-server-program": borrows.one_server,
     "allocate": borrows.allocations,
     "frames": frames.frames,

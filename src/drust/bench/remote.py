@@ -10,41 +10,22 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from drust import runtime
 from drust._core import Box
 from drust.bench import peers
 from drust.bench.borrows import borrow_loop
+from drust.bench.elsewhere import REPLY_EXTRA_BYTES, REQUEST_BYTES, Floats, boxes_there, check
 from drust.bench.rows import Aim, Bench, Row
 from drust.bench.stats import Operation, Plan, quantile
-from drust.handles import empty as empty_array
-from drust.tasks import spawn
 from drust.units import format_bytes
 
-Floats = NDArray[np.float64]
-
-REQUEST_BYTES = 72  # of a read on the wire: frame, pointer, region
-REPLY_EXTRA_BYTES = 112  # what a reply carries beside the value
 SMALL_BYTES = 512
 LARGE_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
-_OTHER = 1  # the other server
-_BOXES_A_TASK = 100
 _SMALL_AIM = Aim(kind="ratio", bound=1.3)
 _LARGE_AIM = Aim(kind="bandwidth", bound=0.85)
 _CACHED_AIM = Aim(kind="ratio", bound=1.5)
-
-
-def make_boxes(count: int, nbytes: int) -> "list[Box[Floats]]":
-    """A task: boxes whose values stay on the server that runs it."""
-    boxes: list[Box[Floats]] = []
-    for _ in range(count):
-        box: Box[Floats] = empty_array(nbytes // 8)
-        with box.borrow_mut() as values:
-            values.fill(7.0)
-        boxes.append(box)
-    return boxes
 
 
 class FreshReads:
@@ -58,9 +39,7 @@ class FreshReads:
         """Makes `count` boxes over there; those of the last sample, and the copies of them here, go."""
         self._boxes.clear()
         runtime.current().evict(count * self._nbytes)
-        while len(self._boxes) < count:
-            share = min(_BOXES_A_TASK, count - len(self._boxes))
-            self._boxes += spawn(make_boxes, share, self._nbytes, server=_OTHER).join()
+        self._boxes += boxes_there(count, self._nbytes)
         runtime.current().flush()
 
     def run(self, count: int) -> float:
@@ -71,8 +50,7 @@ class FreshReads:
             with box.borrow() as values:
                 value = values[-1]
             times.append(perf_counter() - start)
-            if value != 7.0:
-                raise AssertionError(f"read {value}, not what was written")
+            check(value)
         return count * quantile(sorted(times), 0.5)
 
     def operation(self) -> Operation:
@@ -153,7 +131,7 @@ def large_reads(bench: Bench) -> Iterator[Row]:
 
 def cached_reads(bench: Bench) -> Iterator[Row]:
     """A remote value that is here already, beside an equal one that is owned here."""
-    (remote,) = spawn(make_boxes, 1, SMALL_BYTES, server=_OTHER).join()
+    (remote,) = boxes_there(1, SMALL_BYTES)
     local: Box[Any] = Box(np.full(SMALL_BYTES // 8, 7.0))
     yield bench.compare(
         "cached-remote-read",

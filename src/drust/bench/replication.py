@@ -14,12 +14,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from time import monotonic, perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
-
 from drust import config, runtime
 from drust._core import Box
 from drust.bench import machine_facts, peers
+from drust.bench.elsewhere import OTHER, Floats, boxes_there, check
 from drust.bench.peers import Peers
 from drust.bench.report import Report
 from drust.bench.rows import Aim, Bench, Row
@@ -30,12 +28,9 @@ from drust.session import init, shutdown
 from drust.tasks import spawn
 from drust.units import format_bytes, format_seconds
 
-Floats = NDArray[np.float64]
-
 SIZES_BYTES = (512, 2**20, 64 * 2**20)  # of the value that is handed over
 LOSSES_BYTES = (2**20, 64 * 2**20, 256 * 2**20)  # on the server that is lost
 HEAP_BYTES_MAX = 2**30
-_OTHER = 1
 _BOX_BYTES = 2**20
 _RECOVERY_AIM = Aim(kind="seconds", bound=5.0)
 _LONG_S = 60.0
@@ -47,28 +42,17 @@ def add(values: Floats) -> None:
     values += 1.0
 
 
-def make_boxes(count: int, nbytes: int) -> "list[Box[Floats]]":
-    """A task: boxes whose values stay on the server that runs it."""
-    boxes: list[Box[Floats]] = []
-    for _ in range(count):
-        box: Box[Floats] = empty_array(nbytes // 8)
-        with box.borrow_mut() as values:
-            values.fill(7.0)
-        boxes.append(box)
-    return boxes
-
-
 class HandOvers:
     """Mutable lends of one value that lives on another server, each changing it there."""
 
     def __init__(self, nbytes: int) -> None:
-        self._box: Box[Floats] = spawn(make_boxes, 1, nbytes, server=_OTHER).join()[0]
+        self._box: Box[Floats] = boxes_there(1, nbytes)[0]
 
     def run(self, count: int) -> float:
         """Seconds for `count` of them."""
         start = perf_counter()
         for _ in range(count):
-            spawn(add, self._box.borrow_mut(), server=_OTHER).join()
+            spawn(add, self._box.borrow_mut(), server=OTHER).join()
         return perf_counter() - start
 
 
@@ -186,20 +170,20 @@ def _lose(nbytes: int) -> tuple[float, float]:
     repairs: list[float] = []
 
     def heard(event: object) -> None:
-        if getattr(event, "servers", None) == [_OTHER]:
+        if getattr(event, "servers", None) == [OTHER]:
             repairs.append(getattr(event, "seconds", 0.0))
 
     with init(servers=3, workers=1, heap_bytes=heap_bytes(), replicas=1, on_event=heard) as session:
-        boxes = spawn(make_boxes, nbytes // _BOX_BYTES, _BOX_BYTES, server=_OTHER).join()
+        boxes = boxes_there(nbytes // _BOX_BYTES, _BOX_BYTES)
         start = perf_counter()
-        os.kill(session.pids[_OTHER], signal.SIGKILL)
+        os.kill(session.pids[OTHER], signal.SIGKILL)
         with boxes[-1].borrow() as values:
-            right = values[-1] == 7.0
+            check(values[-1])
         read_s = perf_counter() - start
         deadline_s = monotonic() + _LONG_S
         while not repairs and monotonic() < deadline_s:
             runtime.current().ping(0)
-        if not right or not repairs:
+        if not repairs:
             raise AssertionError("the loss was not repaired")
         return read_s, repairs[0]
 

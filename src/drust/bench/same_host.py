@@ -1,4 +1,4 @@
-"""Rows of one host: a big array read by another worker, a task that does nothing.
+"""Rows of one host: a big array read by another worker.
 
 What a worker measures it measures inside the task: the Box moves there, is borrowed for the first time, one
 element is read, and the Box moves home with the answer.
@@ -7,32 +7,23 @@ element is read, and the Box moves home with the answer.
 import os
 from collections.abc import Iterator
 from itertools import count as counting
-from itertools import repeat
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from drust import runtime
 from drust._core import Box
-from drust.bench.peers import Unavailable, empty, round_trip
-from drust.bench.remote import REPLY_EXTRA_BYTES, REQUEST_BYTES
+from drust.bench.elsewhere import Floats
 from drust.bench.rows import Aim, Bench, Row
 from drust.bench.stats import Operation, Plan
 from drust.handles import zeros
 from drust.tasks import spawn
 from drust.units import format_bytes
 
-Floats = NDArray[np.float64]
-
 SIZES = (2**20, 64 * 2**20, 2**30)
 _READ_AIM = Aim(kind="seconds", bound=100e-6)
-_SPAWN_AIM = Aim(kind="seconds", bound=100e-6)
 _PAGE_ELEMENTS = 512  # doubles in a page
 _LEFT_FREE_BYTES = 128 * 2**20  # of the heap, for everybody else
-_PICKLED_TASK_BYTES = 64
 
 
 class Memory(NamedTuple):
@@ -138,55 +129,3 @@ def same_host_reads(bench: Bench) -> Iterator[Row]:
         )
         yield row
         del reader
-
-
-def _spawn_and_join(server: int | None) -> Operation:
-    def run(count: int) -> float:
-        start = perf_counter()
-        for _ in repeat(None, count):
-            spawn(empty, server=server).join()
-        return perf_counter() - start
-
-    return Operation(run)
-
-
-def spawns(bench: Bench) -> Iterator[Row]:
-    """A task that does nothing, spawned and joined: here and on another server."""
-    ours = _spawn_and_join(None)
-    partner = bench.peers.futex_partner
-
-    def futex(count: int) -> float:
-        start = perf_counter()
-        for _ in repeat(None, count):
-            partner.call(empty)
-        return perf_counter() - start
-
-    executor = bench.peers.pool
-
-    def pool(count: int) -> float:
-        start = perf_counter()
-        for _ in repeat(None, count):
-            executor.submit(empty).result()
-        return perf_counter() - start
-
-    limit = "a futex round trip plus pickling"
-    operation = "spawn + join of an empty task"
-    yield bench.compare("spawn", operation, limit, ours, Operation(futex), _SPAWN_AIM)
-    yield bench.compare(
-        "spawn-pool", operation, "ProcessPoolExecutor.submit().result()", ours, Operation(pool)
-    )
-
-    def futex_and_socket(count: int) -> float:
-        message = REQUEST_BYTES + _PICKLED_TASK_BYTES
-        return futex(count) + count * 2 * round_trip(message, REPLY_EXTRA_BYTES, max(count, 20))
-
-    try:
-        yield bench.compare(
-            "spawn-remote",
-            f"{operation} on another server",
-            "the same futex round trip, and two over a socket",
-            _spawn_and_join(1),
-            Operation(futex_and_socket),
-        )
-    except Unavailable:
-        yield bench.measure("spawn-remote", f"{operation} on another server", _spawn_and_join(1))
