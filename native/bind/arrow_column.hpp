@@ -13,7 +13,7 @@
 
 namespace drust::bind {
 
-// Pin.arrow_column(schema, length, null_count, places): see the method's text in pin.cpp. METH_FASTCALL.
+// Pin.arrow_column(schema, node): see the method's text in pin.cpp. METH_FASTCALL.
 [[nodiscard]] PyObject* arrow_column(PyObject* self, PyObject* const* arguments, Py_ssize_t count);
 
 [[nodiscard]] bool register_arrow_column(PyObject* module);

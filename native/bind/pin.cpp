@@ -329,9 +329,8 @@ PyMethodDef methods[] = {
     {"as_writable", as_writable, METH_NOARGS,
      "A Pin of the same block through the writable mapping; keeps this one."},
     {"arrow_column", as_method(arrow_column), METH_FASTCALL,
-     "arrow_column(schema, length, null_count, places) -> ArrowColumn | None: its bytes for any Arrow library; keeps "
-     "this Pin alive. `places` are the buffers in Arrow's order; null_count -2: it stands in buffer 0. None for a type "
-     "that is laid out otherwise than numbers, times, booleans and string views are."},
+     "arrow_column(schema, node) -> ArrowColumn: its bytes for any Arrow library; keeps this Pin alive. `node` says "
+     "how they lie: length, nulls (-2: the number stands in buffer 0), places of the buffers, children likewise."},
     {"hold", hold, METH_VARARGS | METH_STATIC,
      "hold(pointer, on_release, holder=None, index=0) -> Pin: ownership of a block whose bytes are not mapped "
      "here; it stands in the child table of `holder`, which frees it if this process dies."},

@@ -33,7 +33,6 @@ _decoder = msgspec.msgpack.Decoder()
 _MARK_FRAME, _MARK_COLUMN = 0, 1
 _OFFSETS_MAX = 2**31 - 1
 _SCHEMAS_KEPT = 16
-_EXTENSION = b"ARROW:extension:name"
 
 
 class FrameLayout(msgspec.Struct, array_like=True, frozen=True):
@@ -62,12 +61,8 @@ class DecodedSchema(NamedTuple):
 def decode_schema(serialized: bytes) -> DecodedSchema:
     """An Arrow schema in its IPC form. Kept: a program reads many frames of few schemas."""
     schema = pa.ipc.read_schema(pa.py_buffer(serialized))
-    return DecodedSchema(schema, schema.types, [_capsule(field) for field in schema])
-
-
-def _capsule(field: Any) -> Any:
-    is_extension = _EXTENSION in (field.metadata or ())
-    return field.__arrow_c_schema__() if columns.can_export(field.type) and not is_extension else None
+    capsules = [field.__arrow_c_schema__() if columns.can_export(field) else None for field in schema]
+    return DecodedSchema(schema, schema.types, capsules)
 
 
 _frame_decoder = msgspec.msgpack.Decoder(tuple[int, FrameLayout])
@@ -129,11 +124,11 @@ def open_batches(parent: PinLike, child: Callable[[int], Any]) -> tuple[FrameLay
     width = len(types)
     batches = []
     for group, length in enumerate(layout.lengths):
-        flat = columns.flat_meta(length)
+        flat = columns.flat_rows(length)
         arrays = []
         for place, capsule in enumerate(capsules):
             pin = child(group * width + place)
-            column = columns.export(pin, capsule, flat, length)
+            column = columns.export(pin, capsule, flat)
             arrays.append(_open_exported(column) if column else columns.open_column(pin, types[place]))
         if not arrays:  # a table can have rows and no columns
             batches.append(pa.record_batch([pa.nulls(length)], names=[""]).select([]))

@@ -82,6 +82,13 @@ _STRINGS = {
 }
 _VIEWS = {_types.Type_STRING_VIEW: pa.large_string(), _types.Type_BINARY_VIEW: pa.large_binary()}
 _LISTS = {_types.Type_LIST: 4, _types.Type_LARGE_LIST: 8, _types.Type_MAP: 4}
+_EXPORTED = frozenset(
+    {
+        *(*_FLAT, *_FIXED, *_STRINGS, *_VIEWS, *_LISTS),
+        *(_types.Type_NA, _types.Type_FIXED_SIZE_LIST, _types.Type_STRUCT),
+    }
+)
+_EXTENSION = b"ARROW:extension:name"
 
 
 def is_flat(arrow_type: ArrowType) -> bool:
@@ -346,36 +353,43 @@ def open_column(pin: PinLike, arrow_type: ArrowType) -> ArrowArray:
     return array if storage is arrow_type else pa.ExtensionArray.from_storage(arrow_type, array)
 
 
-def can_export(arrow_type: ArrowType) -> bool:
-    """Whether `export` may find a column of this type in a layout that it knows."""
-    return arrow_type.id in _FLAT or arrow_type.id in _VIEWS
+class FlatRows(NamedTuple):
+    """What every flat column of so many rows has for metadata: as it stands in the block, and decoded."""
+
+    meta: bytes
+    node: tuple[int, int, tuple[int, int], tuple[()]]
 
 
-def flat_meta(length: int) -> bytes:
-    """The metadata of every flat column of so many rows."""
-    return _encoder.encode((length, IN_BUFFER, _FLAT_PLACES, ()))
+def flat_rows(length: int) -> FlatRows:
+    """For `export`."""
+    node = (length, IN_BUFFER, (FLAT_VALIDITY, FLAT_VALUES), ())
+    return FlatRows(_encoder.encode(node), node)
 
 
-_FLAT_PLACES = (FLAT_VALIDITY, FLAT_VALUES)
+def can_export(field: Any) -> bool:
+    """Whether `Pin.arrow_column` knows the layout of this type and of all below."""
+    kind = field.type
+    if kind.id not in _EXPORTED or _EXTENSION in (field.metadata or ()):
+        return False
+    return all(can_export(kind.field(index)) for index in range(kind.num_fields))
 
 
-def export(pin: PinLike, capsule: Any, flat: bytes, length: int) -> Any:
+def export(pin: PinLike, capsule: Any, flat: FlatRows) -> Any:
     """A column's block for Arrow's C data interface, or None: then `open_column` opens it.
 
     Args:
         pin: of the column; a stand-in without the native method gives None.
-        capsule: its field, or None.
-        flat: `flat_meta(length)`.
-        length: the number of rows.
+        capsule: its field, or None if that has no such layout.
+        flat: of the frame's row group.
     """
     arrow_column = getattr(pin, "arrow_column", None)
     if capsule is None or arrow_column is None:
         return None
     meta = pin.meta
-    if meta == flat:
-        return arrow_column(capsule, length, IN_BUFFER, _FLAT_PLACES)
-    there, nulls, places, below = _decoder.decode(meta)
-    return None if nulls < 0 or below or there != length else arrow_column(capsule, length, nulls, places)
+    if meta == flat.meta:
+        return arrow_column(capsule, flat.node)
+    node = _decoder.decode(meta)
+    return arrow_column(capsule, node) if node[0] == flat.node[0] else None
 
 
 def build(arrow_type: ArrowType, node: Any, buffer: Callable[[int], Buffer]) -> ArrowArray:

@@ -4,9 +4,9 @@ polars keeps strings as Arrow string views; asking for the newest level of compa
 they are, and everything comes back without a copy, but for categories. What Arrow cannot hold (columns of
 Python objects) goes to pickle. Importing this module imports polars and pyarrow.
 
-A wide frame is opened a column at a time, so each step of that counts. Columns of numbers, times, booleans
-and strings go from their blocks to polars by Arrow's C data interface, one call each; pyarrow is in between
-for all others. polars' own constructors take such a column too, but spend four times as long around that
+A wide frame is opened a column at a time, so each step of that counts. Columns go from their blocks to polars
+by Arrow's C data interface, one call each; for categories, and what has no layout of its own, pyarrow is in
+between. polars' own constructors take such a column too, but spend four times as long around that
 call as in it, so their inner parts are called where this polars has them, and `pl.from_arrow` where not.
 Rejected: one Arrow stream for the whole frame (as fast, but polars then keeps all columns for each of them).
 """
@@ -77,9 +77,11 @@ _inner = _find_inner()
 def open_frame(pin: PinLike, child: Callable[[int], Any]) -> pl.DataFrame:
     """The frame over the blocks of its columns; no copy, but for categories."""
     layout = read_layout(pin.meta)
-    if _inner is None or not layout.lengths:
-        return from_arrow(open_table(pin, child)[1])
     schema = decode_schema(layout.schema)
+    # pl.concat makes two chunks of each that holds nothing but nulls.
+    is_doubled = len(layout.lengths) > 1 and pa.null() in schema.types
+    if _inner is None or not layout.lengths or is_doubled:
+        return from_arrow(open_table(pin, child)[1])
     width = len(schema.types)
     groups = [
         _open_group(_inner, schema, length, [child(group * width + i) for i in range(width)])
@@ -89,9 +91,9 @@ def open_frame(pin: PinLike, child: Callable[[int], Any]) -> pl.DataFrame:
 
 
 def _open_group(inner: _Inner, schema: DecodedSchema, length: int, pins: list[Any]) -> pl.DataFrame:
-    flat = columns.flat_meta(length)
+    flat = columns.flat_rows(length)
     pairs = zip(pins, schema.capsules, strict=True)
-    exports = [columns.export(pin, field, flat, length) for pin, field in pairs]
+    exports = [columns.export(pin, field, flat) for pin, field in pairs]
     series = [column if column is None else inner.series(column) for column in exports]
     others = [place for place, column in enumerate(exports) if column is None]
     if others:
