@@ -385,7 +385,7 @@ def test_a_quick_run_measures_every_operation_of_the_cost_model(whole_run: dict[
         "lend-record",
         "one-server-program", "allocate-warm", "allocate-cold",
         *(f"frame-{what}-{width}" for what in ("borrow", "encode", "column") for width in (10, 100, 1000)),
-        *(f"frame-borrow-{width}-whole" for width in (10, 100, 1000)),
+        *(f"frame-borrow-{width}-direct" for width in (10, 100, 1000)),
     } == set(whole_run)  # fmt: skip
 
 
