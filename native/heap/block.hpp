@@ -95,7 +95,8 @@ struct BlockHeader {
   std::uint32_t buffer_count;
   std::uint32_t meta_bytes;
   std::uint64_t value_bytes;          // what a person would call its size: bytes of buffers
-  std::uint32_t reserved;
+  // Low half of the colour before this one, if the bytes were written in place; 0: as they were published first.
+  std::atomic<std::uint32_t> before;  // whoever draws the colour; anybody
   std::atomic<std::uint32_t> flags;   // BlockFlag; any process
 };
 static_assert(sizeof(BlockHeader) == 64);

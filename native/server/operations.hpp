@@ -101,6 +101,7 @@ class Operations {
   Answer read_blocks(std::span<const std::byte> items);
   // `head` and `chunks` for one of `answer.blocks`; false if it is gone, and then they stand for as many zeros.
   bool open_block(const GlobalPointer& block, Answer& answer);
+  Answer read_table(const wire::RequestHeader& header) const;
   Answer read_region(const wire::RequestHeader& header);
   Answer write_region(const wire::RequestHeader& header, const Intake& intake);
   Answer free_blocks(std::span<const std::byte> items);

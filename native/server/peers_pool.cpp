@@ -26,6 +26,7 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
     case wire::Operation::replicate: return heap::Counter::replica_messages;
     case wire::Operation::inquire:
+    case wire::Operation::read_table:
     case wire::Operation::ping:
     case wire::Operation::control:
     case wire::Operation::count_: break;

@@ -179,7 +179,8 @@ void Reaper::report(Estate& estate, const tasks::Held& held, bool is_poisoned) {
 }
 
 bool Reaper::send(const Report& report) {
-  const Status sent = deliver(heap_, peers_, report.held.entry.record, report.state, report.block);
+  const Status sent = deliver(heap_, peers_, report.held.entry.record, report.state, report.block,
+                              report.held.fate.forbidden);
   if (sent.code() == Code::timed_out) return false;
   forget_task(report.held);
   return true;

@@ -212,6 +212,8 @@ void Queue::forbid_rollback(const Entry& entry) noexcept {
   static_cast<void>(advance(ring_->slot(entry.index), TaskEvent::ForbidRollback));
 }
 
+bool Queue::is_forbidden(const Entry& entry) const noexcept { return fate_of(ring_->slot(entry.index)).forbidden; }
+
 bool Queue::returned(const Entry& entry, const GlobalPointer& completion) noexcept {
   Slot& slot = ring_->slot(entry.index);
   const bool is_ours = slot.state.load() == word_of(Phase::running, entry.ticket, entry.worker);

@@ -31,7 +31,9 @@ namespace drust::tasks {
 
 // dropped: the spawner no longer wants to know; the completion that comes is freed by who brings it, and the
 // record with it. So a record that is gone has had its completion.
-enum class RecordState : std::uint32_t { pending, done, lost, dropped };
+// refused: the task has returned, but the record's server had no room for its completion; what it had made is
+// freed, what it was lent is as it was lent, or, refused_poisoned, may have been written. These two bring no block.
+enum class RecordState : std::uint32_t { pending, done, lost, dropped, refused = 6, refused_poisoned = 10 };
 
 // What a completion met.
 enum class Delivery : std::uint8_t {
@@ -42,12 +44,15 @@ enum class Delivery : std::uint8_t {
 
 // The whole outcome of a task in one word, so that it happens in one compare-and-swap: pending carries the
 // record's own colour (a late completion cannot hit the block that reused the memory), anything else where
-// the completion block is. The low half is the futex a join waits on.
+// the completion block is, or, below kBlocklessMax, the rest of a state that brings no block. The low half is the
+// futex a join waits on.
 struct RecordOutcome {
+  static constexpr std::uint64_t kBlocklessMax = 16;  // no block begins below as many times its alignment
   std::atomic<std::uint64_t> word;
-  [[nodiscard]] RecordState load() const noexcept {
-    return static_cast<RecordState>(word.load(std::memory_order_acquire) & 3U);
+  static constexpr RecordState state_of(std::uint64_t word) noexcept {
+    return static_cast<RecordState>((word & 3U) == 2 && (word >> 2) < kBlocklessMax ? word : word & 3U);
   }
+  [[nodiscard]] RecordState load() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
 };
 
 // The single buffer of a record block.
@@ -111,6 +116,8 @@ class Queue {
   Result<Entry> take(std::uint32_t timeout_ms);
   // By its worker. The task can no longer be rolled back: a side effect escaped, or it writes in place.
   void forbid_rollback(const Entry& entry) noexcept;
+  // Whether a task that runs, or has returned, did what cannot be rolled back.
+  [[nodiscard]] bool is_forbidden(const Entry& entry) const noexcept;
   // By its worker: decides that it has returned, with this completion block. False if it was declared lost
   // before: the worker has been fenced, and nothing that it did counts.
   [[nodiscard]] bool returned(const Entry& entry, const GlobalPointer& completion) noexcept;

@@ -29,10 +29,12 @@ constexpr std::uint64_t outcome_word(RecordState state, const GlobalPointer& com
   const std::uint64_t units = completion.is_null() ? 0 : completion.address.offset_bytes() / kBlockAlignment;
   return (units << 2) | static_cast<std::uint64_t>(state);
 }
-constexpr RecordState state_of(std::uint64_t word) noexcept { return static_cast<RecordState>(word & 3U); }
+constexpr RecordState state_of(std::uint64_t word) noexcept { return RecordOutcome::state_of(word); }
 constexpr Address completion_of(ServerId server, std::uint64_t word) noexcept {
-  return (word >> 2) == 0 ? Address() : Address::make(server, (word >> 2) * kBlockAlignment);
+  const std::uint64_t units = word >> 2;
+  return units < RecordOutcome::kBlocklessMax ? Address() : Address::make(server, units * kBlockAlignment);
 }
+static_assert(RecordOutcome::kBlocklessMax * kBlockAlignment < 4096, "the first page of a partition has no blocks");
 
 const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   const void* low_half = &record.state.word;  // its address is all the kernel needs

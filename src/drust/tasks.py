@@ -20,6 +20,7 @@ from drust.errors import (
     BorrowTimeoutError,
     ConfigError,
     DrustError,
+    ResultRefusedError,
     ServerLostError,
     WorkerLostError,
 )
@@ -29,7 +30,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOOK_MS = 500  # between looks at whether the server that runs the task is alive
-_DONE = 1  # of a record; else its task was lost
+_DONE = 1  # of a record, as tasks::RecordState; else its task was lost
+_REFUSED, _REFUSED_POISONED = 6, 10  # or it has returned, and there was no room here for its completion
 RETRIES_MAX = 1000
 
 _POLLED_PER_SPAWN = 2
@@ -92,6 +94,8 @@ class JoinHandle(Generic[T]):
             WorkerLostError: the process that ran it ended. What the task was lent mutably is as before, or
                 poisoned where it was being written in place, all of it alike.
             ServerLostError: its server, or this process's, does not answer any more.
+            ResultRefusedError: an OutOfMemoryError: it has returned, but there was no room here for what it
+                returned. What it was lent mutably is as before, or poisoned, as with a lost worker.
             BaseException: whatever the task raised, with the remote traceback as its cause.
         """
         if not self.poll():
@@ -139,7 +143,7 @@ class JoinHandle(Generic[T]):
                 )
                 with self._lock:
                     if self._call is not None:
-                        self._call.lost(None)
+                        self._call.lost(self._call.unreported())
                         self._settle(None, lost, is_over=False)
 
     def poll(self, wait_ms: int = 0) -> bool:
@@ -163,16 +167,23 @@ class JoinHandle(Generic[T]):
                 completion = calls.open_completion(self._runtime, block)
                 call.committed(completion)
                 self._settle(completion, None)
+            elif state in (_REFUSED, _REFUSED_POISONED):
+                loss = call.refused(state == _REFUSED_POISONED)
+                refused = ResultRefusedError(
+                    task=self.name,
+                    server=f"server {self._runtime.server}",
+                    outcome=call.outcome_of(loss),
+                )
+                call.lost(loss)
+                self._settle(None, refused)
             elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
-                # Who has its replicas has them as they were lent: nothing was written in place there.
-                call.was_rolled_back = runtime.config().replicas > 0
-                call.lost(None)
+                call.lost(call.unreported(gone=self._server))
                 lost = ServerLostError(
                     object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
                 )
                 self._settle(None, lost)
             else:
-                loss = calls.open_loss(self._runtime, block)
+                loss = calls.open_loss(self._runtime, block) or call.unreported()
                 outcome = call.outcome_of(loss)
                 call.lost(loss)
                 self._settle(None, self._lost(loss, outcome))
@@ -181,12 +192,12 @@ class JoinHandle(Generic[T]):
     def _has_ended(self) -> bool:
         return self._finished
 
-    def _lost(self, loss: calls.Loss | None, outcome: str) -> WorkerLostError:
+    def _lost(self, loss: calls.Loss, outcome: str) -> WorkerLostError:
         return WorkerLostError(
             task=self.name,
-            worker=f"the worker (pid {loss.pid})" if loss is not None and loss.pid else "its worker",
+            worker=f"the worker (pid {loss.pid})" if loss.pid else "its worker",
             server=f"server {self._server}",
-            reason=loss.reason if loss is not None else "",
+            reason=loss.reason,
             outcome=outcome,
         )
 
