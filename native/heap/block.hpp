@@ -109,7 +109,8 @@ struct ChildPointer {
   static constexpr std::uint64_t kKept = 8;   // in a version a borrower made: the pre-image owns this child as well
   static constexpr std::uint64_t kUndo = 16;  // in a task's arguments: keep a pre-image whatever the size
   static constexpr std::uint64_t kPart = 32;  // in a task's arguments: a part of it; its colour is the lender's to draw
-  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart;
+  static constexpr std::uint64_t kRelent = 64;  // in a task's arguments: on loan to the lender too
+  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

@@ -1,5 +1,6 @@
 #include "server/operations.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -361,11 +362,22 @@ Answer Operations::put_block(Intake& intake) {
   return answer;
 }
 
+void Operations::refuse_tasks(ServerId lost, std::uint16_t incarnation) {
+  const std::unique_lock<std::shared_mutex> no_submit(losing_);
+  std::uint16_t& refused = refused_[lost % kServersPerClusterMax];
+  refused = std::max(refused, incarnation);
+}
+
 Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
   if (!task.ok()) return refused(task.status());
   heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
   std::vector<GlobalPointer> moved = owned_elsewhere(task.value());  // a worker may be done with it at once
+  const std::shared_lock<std::shared_mutex> no_loss(losing_);
+  if (incarnation_of(header.colour) <= refused_[Address(header.address).server() % kServersPerClusterMax]) {
+    free_tree(task.value());  // what it moves has no other owner any more
+    return refused(Status(Code::server_lost, "the sender's server is lost"));
+  }
   if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
     return refused(std::move(pushed));

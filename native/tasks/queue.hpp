@@ -52,6 +52,8 @@ struct RecordOutcome {
   static constexpr RecordState state_of(std::uint64_t word) noexcept {
     return static_cast<RecordState>((word & 3U) == 2 && (word >> 2) < kBlocklessMax ? word : word & 3U);
   }
+  // Above a pending or a dropped word: see Queue::condemn(). It stands in the half that nobody sleeps on.
+  static constexpr std::uint64_t kCondemned = 1ULL << 63;
   [[nodiscard]] RecordState load() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
 };
 
@@ -133,6 +135,12 @@ class Queue {
   void decide(const Held& held, const protocol::TaskRecord& fate) noexcept;
   // By the reaper: the task waits again, at its old place in the order, with one retry less if it had begun.
   void run_again(const Held& held) noexcept;
+  // Tasks that wait or run here for a server that is lost: all records of `lost` up to that incarnation. Those that
+  // wait are appended to `queued`, their entries empty: the call blocks are the caller's to free. Those that run
+  // with a lend that came through there are orphaned, and appended to `running` until they have ended.
+  // Looks at every entry.
+  void orphan(ServerId lost, std::uint16_t incarnation, std::vector<GlobalPointer>& queued,
+              std::vector<Entry>& running) noexcept;
   // Whether some entry answers for this record's task. Looks at every entry.
   [[nodiscard]] bool knows(const GlobalPointer& record) const noexcept;
 
@@ -147,7 +155,14 @@ class Queue {
                            const GlobalPointer& completion) noexcept;
   // Waits for the record to leave pending: timed_out, interrupted or closed otherwise.
   static Result<Record*> wait(heap::Partition& partition, const GlobalPointer& record, std::uint32_t timeout_ms);
-  // What wait() would find, without waiting; nothing if the record is gone.
+  // The server of its task is lost. A record with lends is *condemned*: nothing that its task may still send
+  // completes it, and it stays pending, to whoever joins, until settle(): tasks further down may have what was
+  // lent. One without lends is settled at once. True if it is settled. For each record once a loss.
+  static bool condemn(heap::Heap& heap, const GlobalPointer& record) noexcept;
+  // Nothing below any lost server runs any more: a condemned record is lost, or gone if nobody joins it. False if
+  // it is none.
+  static bool settle(heap::Heap& heap, const GlobalPointer& record) noexcept;
+  // What wait() would find, without waiting, and lost if it is condemned; nothing if the record is gone.
   static std::optional<RecordState> look(heap::Partition& partition, const GlobalPointer& record) noexcept;
   // pending -> dropped. False if it has completed, or is gone.
   static bool refuse(const heap::Partition& partition, const GlobalPointer& record) noexcept;

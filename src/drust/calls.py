@@ -24,6 +24,7 @@ LENT_SHARED = 2
 LENT_MUTABLE = 4
 UNDO = 16
 PART = 32
+RELENT = 64
 RELEASE_NOTHING = 0
 RELEASE_SHALLOW = 2
 APART_BYTES = 32 * 1024  # of a result for another server; the wire takes completions of up to 64 KiB
@@ -176,7 +177,7 @@ class Outgoing:
                 self._moved.append((handle, pin, value))
                 pointers.append((*pin.pointer, flags))
                 continue
-            lent = flags | (UNDO if handle._undo else 0)
+            lent = flags | (UNDO if handle._undo else 0) | (RELENT if handle._box._lease else 0)
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
