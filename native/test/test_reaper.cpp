@@ -99,7 +99,7 @@ constexpr std::uint64_t kRelentMutably = ChildPointer::kMutable | ChildPointer::
 }  // namespace
 
 TEST("a task that waits for a lost server is gone when the fence is closed, one of its next incarnation stays") {
-  for (const std::uint16_t incarnation : {4, 5}) {
+  for (const std::uint16_t incarnation : {std::uint16_t{4}, std::uint16_t{5}}) {
     Orphan orphan(kRelentMutably);
     orphan.scene.reaper.lose(kElsewhere, incarnation);
     CHECK(orphan.scene.reaper.fence().is_closed);
