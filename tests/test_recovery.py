@@ -511,3 +511,19 @@ def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
     assert job.join(WITHIN_S) == 10
     with box.borrow() as a:
         assert a.sum() == 10
+
+
+class Unloadable:
+    """A function that travels, and cannot be had where it arrives."""
+
+    def __reduce__(self) -> tuple:
+        return (int, ("no number",))
+
+    def __call__(self, box: Box) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_boxes_moved_to_a_task_whose_function_cannot_be_had_are_freed(settled, server):
+    with pytest.raises(ValueError, match="no number"):
+        drust.spawn(Unloadable(), Box(np.zeros(1000)), [Box(np.zeros(10))], server=server).join(WITHIN_S)

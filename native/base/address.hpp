@@ -40,6 +40,10 @@ class Address {
 using Colour = std::uint64_t;
 inline constexpr Colour kNoColour = 0;
 
+constexpr std::uint16_t incarnation_of(Colour colour) noexcept {
+  return static_cast<std::uint16_t>(colour >> (64 - kIncarnationBits));
+}
+
 struct GlobalPointer {
   Address address;
   Colour colour = kNoColour;

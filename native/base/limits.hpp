@@ -45,7 +45,6 @@ inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
 inline constexpr std::uint32_t kOutboxProbesMax = 32;
 inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
-inline constexpr std::uint32_t kTargetLookMs = 1000;  // how often the server of an orphaned task is asked whether it lives
 
 // The wire.
 inline constexpr std::uint16_t kProtocolVersion = 1;

@@ -96,6 +96,21 @@ std::size_t tend(Plane& plane) {
   return plane.reaper->tend();
 }
 
+void lose(Plane& plane, ServerId lost, std::uint16_t incarnation) {
+  nb::gil_scoped_release unlocked;
+  plane.reaper->lose(lost, incarnation);
+}
+
+nb::tuple fence(Plane& plane) {
+  const server::Reaper::Fence found = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.reaper->fence();
+  }();
+  nb::list pids;
+  for (const std::uint32_t pid : found.pids) pids.append(pid);
+  return nb::make_tuple(found.is_closed, pids);
+}
+
 nb::tuple usage_tuple(const server::Replicas::Usage& usage) { return nb::make_tuple(usage.versions, usage.bytes); }
 
 nb::list replicas_of(const Plane& plane, ServerId server, std::size_t most) {
@@ -159,7 +174,12 @@ void register_plane(nb::module_& module) {
            },
            nb::arg("server"), nb::arg("epoch"), nb::arg("host"), nb::arg("port"), nb::arg("by") = kNoServer,
            nb::arg("backup") = kNoServer)
-      .def("fail_records", [](Plane& p, ServerId lost) { return p.server->fail_records(lost); }, nb::arg("lost"))
+      .def("fail_records",
+           [](Plane& p, ServerId lost, std::uint16_t incarnation) { return p.server->fail_records(lost, incarnation); },
+           nb::arg("lost"), nb::arg("incarnation"))
+      .def("settle_records", [](Plane& p) { return p.server->settle_records(); })
+      .def("lose", &lose, nb::arg("lost"), nb::arg("incarnation"), "By the reaping thread, as reap() and tend().")
+      .def("fence", &fence, "(closed, pids of workers to be ended). By the reaping thread.")
       .def("promote", [](Plane& p, ServerId lost) { return usage_tuple(p.server->promote(lost)); }, nb::arg("lost"))
       .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
       .def("protect", &protect, nb::arg("backup"), nb::arg("server"))

@@ -14,6 +14,7 @@
 #include "bind/pin.hpp"
 #include "bind/pointer.hpp"
 #include "server/deliver.hpp"
+#include "server/lent.hpp"
 
 namespace drust::bind {
 namespace {
@@ -260,7 +261,8 @@ bool give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tu
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
     const Status sent =
-        server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion);
+        server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion,
+                        runtime.queue->is_forbidden(entry.entry));
     if (sent.code() != Code::timed_out) runtime.queue->finish(entry.entry);
     return sent.code() == Code::server_lost ? Status() : sent;  // nobody is left to hear of it
   }();
@@ -293,6 +295,19 @@ nb::object wait(Runtime& runtime, nb::tuple record_tuple, std::uint32_t timeout_
   }
   const tasks::Record& done = *waited.value();
   return nb::make_tuple(static_cast<int>(done.state.load()), to_tuple(done.completion()));
+}
+
+// (pointer now, or None if it is gone; whether it, or anything below it, was written in place): server/lent.hpp.
+nb::tuple look_at_lent(Runtime& runtime, nb::tuple tuple, ServerId gone) {
+  const GlobalPointer pointer = to_pointer(tuple);
+  server::Lent found;
+  {
+    nb::gil_scoped_release unlocked;
+    found = server::look_at_lent(*runtime.heap, *runtime.peers, pointer, gone);
+  }
+  nb::object now = nb::none();
+  if (!found.now.is_null()) now = to_tuple(found.now);
+  return nb::make_tuple(now, found.is_written);
 }
 
 nb::bytes control(Runtime& runtime, ServerId server, nb::bytes body) {
@@ -392,6 +407,7 @@ void register_runtime(nb::module_& module) {
         const GlobalPointer p = to_pointer(pointer);
         return r.partition->find(p.address, p.colour).ok();
       })
+      .def("look_at_lent", &look_at_lent, nb::arg("pointer"), nb::arg("gone") = kNoServer)
       .def("read_region", &read_region, nb::arg("pointer"), nb::arg("region"), nb::arg("destination"))
       .def("write_region", &write_region, nb::arg("pointer"), nb::arg("region"), nb::arg("source"))
       .def("put", &put, nb::arg("server"), nb::arg("pointer"))

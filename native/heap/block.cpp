@@ -59,7 +59,7 @@ void Block::lay_out(const BlockShape& shape) const noexcept {
   mine.buffer_count = static_cast<std::uint32_t>(shape.buffer_bytes.size());
   mine.meta_bytes = shape.meta_bytes;
   mine.value_bytes = 0;
-  mine.reserved = 0;
+  mine.before.store(0, std::memory_order_relaxed);
   mine.flags.store(0, std::memory_order_relaxed);
   std::uint64_t end = meta_offset(mine.child_count, mine.buffer_count) + mine.meta_bytes;
   const std::span<BufferSpan> table = buffers();

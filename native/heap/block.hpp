@@ -95,7 +95,8 @@ struct BlockHeader {
   std::uint32_t buffer_count;
   std::uint32_t meta_bytes;
   std::uint64_t value_bytes;          // what a person would call its size: bytes of buffers
-  std::uint32_t reserved;
+  // Low half of the colour before this one, if the bytes were written in place; 0: as they were published first.
+  std::atomic<std::uint32_t> before;  // whoever draws the colour; anybody
   std::atomic<std::uint32_t> flags;   // BlockFlag; any process
 };
 static_assert(sizeof(BlockHeader) == 64);
@@ -108,7 +109,8 @@ struct ChildPointer {
   static constexpr std::uint64_t kKept = 8;   // in a version a borrower made: the pre-image owns this child as well
   static constexpr std::uint64_t kUndo = 16;  // in a task's arguments: keep a pre-image whatever the size
   static constexpr std::uint64_t kPart = 32;  // in a task's arguments: a part of it; its colour is the lender's to draw
-  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart;
+  static constexpr std::uint64_t kRelent = 64;  // in a task's arguments: on loan to the lender too
+  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

@@ -218,6 +218,7 @@ Result<GlobalPointer> Heap::recolour(const GlobalPointer& pointer) {
   const std::uint64_t extent_bytes = header.extent_bytes;
   const Colour colour = draw_colour();
   std::uint64_t expected = pointer.colour;
+  header.before.store(static_cast<std::uint32_t>(pointer.colour), std::memory_order_relaxed);
   if (!header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel)) {
     return Status(Code::stale, "another colour");
   }

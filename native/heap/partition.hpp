@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/address.hpp"
+#include "base/futex.hpp"
 #include "base/status.hpp"
 #include "heap/block.hpp"
 
@@ -76,6 +77,7 @@ struct Endpoint {
   std::uint16_t port = 0;           // 0: nobody listens, the server is lost
   ServerId by = kNoServer;          // the server that answers in its place, if another does
   ServerId backup = kNoServer;      // where its replicas are
+  friend bool operator==(const Endpoint&, const Endpoint&) = default;
 };
 
 struct ProcessInfo {
@@ -143,6 +145,9 @@ class Partition {
   // epoch).
   void set_endpoint(ServerId server, const Endpoint& endpoint) noexcept;
   [[nodiscard]] Endpoint endpoint(ServerId server) const;
+  // Sleeps until the row of `server` is another than `seen`: true. False at `deadline`, when the partition closes, or
+  // if there is no such row. Woken by who writes the row.
+  [[nodiscard]] bool await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const;
 
   // A number larger than any drawn before by any process of this host: orders what backup servers are told.
   [[nodiscard]] std::uint64_t draw_replica_stamp() const noexcept;

@@ -1,10 +1,13 @@
 // Who is in the partition, what each has counted, and where other servers are.
 #include <algorithm>
+#include <bit>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <string>
 
 #include "base/ensure.hpp"
+#include "base/futex.hpp"
 #include "heap/mapping.hpp"
 
 namespace drust::heap {
@@ -19,6 +22,12 @@ std::uint64_t start_time_of(std::uint32_t pid) {
   std::size_t at = line.rfind(')');
   for (int field = 2; field < 22 && at != std::string::npos; ++field) at = line.find(' ', at + 1);
   return at == std::string::npos ? 0 : std::strtoull(line.c_str() + at, nullptr, 10);
+}
+
+static_assert(std::endian::native == std::endian::little, "the futex is the low half of the sequence");
+const std::atomic<std::uint32_t>& futex_of(const SharedWord& sequence) noexcept {
+  const void* low_half = &sequence;  // its address is all the kernel needs
+  return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
 }
 
 // A server's number as a word of an endpoint row holds it.
@@ -140,6 +149,23 @@ void Partition::set_endpoint(ServerId server, const Endpoint& endpoint) noexcept
   }
   row->server.store(std::uint64_t{server} + 1);
   row->sequence.store((sequence | 1) + 1);
+  futex_wake(futex_of(row->sequence), kEverybody);
+}
+
+bool Partition::await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const {
+  const EndpointRow* row = nullptr;
+  for (std::uint32_t index = 0; index < kServersPerClusterMax && row == nullptr; ++index) {
+    if (mapping_->endpoint_row(index).server.load() == std::uint64_t{server} + 1) row = &mapping_->endpoint_row(index);
+  }
+  if (row == nullptr) return false;
+  for (;;) {
+    const auto sequence = static_cast<std::uint32_t>(row->sequence.load());  // before the row: none is missed
+    if (endpoint(server) != seen) return true;
+    const Deadline now = std::chrono::steady_clock::now();
+    if (is_closed() || now >= deadline) return false;
+    static_cast<void>(futex_wait(futex_of(row->sequence), sequence,
+                                 std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs))));
+  }
 }
 
 Endpoint Partition::endpoint(ServerId server) const {

@@ -36,6 +36,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::read_region:
     case Operation::write_region: return {true, true, false};
     case Operation::inquire:
+    case Operation::read_table:
     case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::submit:
     case Operation::complete: return {true, false, true};
@@ -57,6 +58,7 @@ Status check_body(const RequestHeader& header, Operation operation) {
     case Operation::read_block:
     case Operation::read_region:
     case Operation::inquire:
+    case Operation::read_table:
     case Operation::ping: return bytes == 0 ? Status() : bad(name, "it has no body");
     case Operation::write_region: {
       const Result<std::uint64_t> wanted = total_bytes(header.region, header.extent_bytes);
@@ -105,6 +107,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::replicate: return "replicate";
     case Operation::control: return "control";
     case Operation::read_blocks: return "read_blocks";
+    case Operation::read_table: return "read_table";
     case Operation::count_: break;
   }
   return "unknown operation";
@@ -135,7 +138,9 @@ Status check(const RequestHeader& header) {
   const Rule rule = rule_of(operation);
   if (header.flags != 0) return bad(name, "unknown flags");
   if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
-  const bool is_outcome = header.argument == 1 || header.argument == 2;  // tasks::RecordState done, lost
+  // tasks::RecordState done, lost; without a block refused, refused_poisoned
+  const bool is_refusal = header.body_bytes == 0 && (header.argument == 6 || header.argument == 10);
+  const bool is_outcome = header.argument == 1 || header.argument == 2 || is_refusal;
   const bool is_replica = operation == Operation::replicate;
   bool is_argument = header.argument == 0;
   if (operation == Operation::complete) is_argument = is_outcome;
@@ -174,9 +179,9 @@ Status check(const ReplyHeader& header, Operation operation) {
     return header.body_bytes <= kSentenceBytesMax ? Status() : bad(name, "the refusal is too long");
   }
   if (header.body_bytes > kFrameBodyBytesMax) return bad(name, "the body is too long");
-  if (operation == Operation::put_block &&
+  if ((operation == Operation::put_block || operation == Operation::read_table) &&
       !(is_place(header.address) && is_colour(header.colour) && is_extent(header.extent_bytes))) {
-    return bad(name, "the new block is nowhere");
+    return bad(name, "the block is nowhere");
   }
   if (operation == Operation::control && header.body_bytes > kControlBodyBytesMax)
     return bad(name, "the body is too long");

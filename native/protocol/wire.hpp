@@ -34,6 +34,8 @@ enum class Operation : std::uint8_t {
   // pointer: a block of the sender's server; body: that block; region.offset_bytes: the batch's stamp; argument:
   // Replicate bits. The last of a batch commits all of it and is answered; the others have no reply.
   replicate,
+  read_table,  // pointer: any version of a block; reply pointer: the one that lives at its address, or not_found;
+               // reply body: its header and its child table, then Trailer
   count_,
 };
 

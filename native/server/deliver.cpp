@@ -111,7 +111,7 @@ bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<Glob
 }
 
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
-               const GlobalPointer& completion) {
+               const GlobalPointer& completion, bool is_forbidden) {
   std::vector<GlobalPointer> remote;
   std::vector<GlobalPointer> made;
   Status status;
@@ -120,15 +120,24 @@ Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, task
   } else {
     const std::uint64_t epoch = heap.partition().endpoint(record.address.server()).epoch;
     status = peers.complete(record, static_cast<std::uint32_t>(state), completion);
+    bool is_taken = status.ok();
+    if (status.code() == Code::out_of_memory && !completion.is_null()) {
+      is_taken = false;
+      auto instead = state;  // of a loss the joiner finds out by himself what was written
+      if (state == tasks::RecordState::done)
+        instead = is_forbidden ? tasks::RecordState::refused_poisoned : tasks::RecordState::refused;
+      status = peers.complete(record, static_cast<std::uint32_t>(instead), {});
+    }
     const heap::Endpoint now = heap.partition().endpoint(record.address.server());
     if (status.code() == Code::server_lost && now.epoch == epoch && now.port != 0 && !heap.partition().is_closed()) {
       return Status(Code::timed_out, status.detail());
     }
     kill_point("deliver.completion.sent");
-    if (!completion.is_null() && status.ok()) {
+    if (!completion.is_null() && is_taken) {
       static_cast<void>(heap.free_shallow(completion));
     } else if (!completion.is_null()) {
-      free_unwanted(heap, completion, remote, made);  // whoever waited is lost with the server
+      // Whoever waited is lost with the server, or has been told that it had no room.
+      free_unwanted(heap, completion, remote, made);
     }
   }
   for (const GlobalPointer& pointer : remote) peers.free_later(pointer, false);

@@ -38,7 +38,9 @@ bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<Glob
 // when its receiver is known to be lost. timed_out: the receiver does not answer, but nobody has said that it has
 // ended: nothing was freed, and the caller tries again, for what has moved into the completion may be all there is
 // of a value.
+// A receiver without room for the block is told the outcome without it: 1 more round trip, and the block goes with
+// all it brings, as the joiner keeps what he had lent. `is_forbidden`: the task did what cannot be rolled back.
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
-               const GlobalPointer& completion);
+               const GlobalPointer& completion, bool is_forbidden);
 
 }  // namespace drust::server

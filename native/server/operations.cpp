@@ -1,5 +1,6 @@
 #include "server/operations.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <mutex>
@@ -13,8 +14,10 @@ namespace {
 
 static_assert(wire::kBlockBytesMin == sizeof(heap::BlockHeader));
 static_assert(static_cast<int>(tasks::RecordState::done) == 1 &&
-                  static_cast<int>(tasks::RecordState::lost) == 2,
-              "wire::check admits these two");
+                  static_cast<int>(tasks::RecordState::lost) == 2 &&
+                  static_cast<int>(tasks::RecordState::refused) == 6 &&
+                  static_cast<int>(tasks::RecordState::refused_poisoned) == 10,
+              "wire::check admits these");
 
 GlobalPointer pointer_of(const wire::RequestHeader& header) noexcept {
   return {Address(header.address), header.colour, header.extent_bytes};
@@ -78,6 +81,7 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::read_block:
     case wire::Operation::read_region:
     case wire::Operation::inquire:
+    case wire::Operation::read_table:
     case wire::Operation::ping:
     case wire::Operation::count_: break;
   }
@@ -136,6 +140,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::complete: return complete(header, intake);
     case wire::Operation::inquire:
       return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
+    case wire::Operation::read_table: return read_table(header);
     case wire::Operation::ping: return {};
     case wire::Operation::replicate: return replicate(header, intake);
     case wire::Operation::control: {
@@ -171,6 +176,28 @@ Answer Operations::read_block(const wire::RequestHeader& header) {
   const std::uint64_t rest_bytes = header.extent_bytes - sizeof(heap::BlockHeader);
   answer.chunks =
       Chunks(found.value().start(), {sizeof(heap::BlockHeader), rest_bytes, rest_bytes > 0 ? 1U : 0U, 0});
+  return answer;
+}
+
+// Of a promoted address nothing is said: nobody writes a replica in place.
+Answer Operations::read_table(const wire::RequestHeader& header) const {
+  const Result<heap::Block> found = heap_.partition().find(Address(header.address), kNoColour);
+  if (!found.ok()) return refused(found.status());
+  const heap::BlockHeader& block = found.value().header();
+  Answer answer;
+  answer.kind = Answer::Kind::served;
+  answer.block = {Address(header.address), block.state.load(std::memory_order_acquire), block.extent_bytes};
+  answer.head_bytes = sizeof(heap::BlockHeader);
+  heap::BlockHeader snapshot{};
+  snapshot.state.store(answer.block.colour, std::memory_order_relaxed);
+  take_snapshot(block, snapshot);
+  snapshot.before.store(block.before.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  const std::uint64_t table_bytes = snapshot.child_count * sizeof(heap::ChildPointer);
+  // If it was freed since, what was read is no header of it.
+  const bool is_whole = answer.block.extent_bytes >= sizeof(heap::BlockHeader) + table_bytes;
+  if (!is_whole || !is_live(answer.block)) return refused(Status(Code::not_found, "no block there"));
+  std::memcpy(answer.head.data(), static_cast<const void*>(&snapshot), sizeof snapshot);
+  answer.chunks = Chunks(found.value().start(), {sizeof(heap::BlockHeader), table_bytes, table_bytes > 0 ? 1U : 0U, 0});
   return answer;
 }
 
@@ -335,11 +362,22 @@ Answer Operations::put_block(Intake& intake) {
   return answer;
 }
 
+void Operations::refuse_tasks(ServerId lost, std::uint16_t incarnation) {
+  const std::unique_lock<std::shared_mutex> no_submit(losing_);
+  std::uint16_t& refused = refused_[lost % kServersPerClusterMax];
+  refused = std::max(refused, incarnation);
+}
+
 Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
   if (!task.ok()) return refused(task.status());
   heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
   std::vector<GlobalPointer> moved = owned_elsewhere(task.value());  // a worker may be done with it at once
+  const std::shared_lock<std::shared_mutex> no_loss(losing_);
+  if (incarnation_of(header.colour) <= refused_[Address(header.address).server() % kServersPerClusterMax]) {
+    free_tree(task.value());  // what it moves has no other owner any more
+    return refused(Status(Code::server_lost, "the sender's server is lost"));
+  }
   if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
     return refused(std::move(pushed));

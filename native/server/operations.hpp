@@ -90,6 +90,9 @@ class Operations {
   // The same at the end of a connection: what it has not committed goes too.
   void close(Intake& intake) noexcept;
 
+  // That server is lost, up to that incarnation: its processes' tasks are refused from now on, and those that were
+  // taken before are in the queue.
+  void refuse_tasks(ServerId lost, std::uint16_t incarnation);
   // Whether the version is still the live one, looked at after everything before the call.
   [[nodiscard]] bool is_live(const GlobalPointer& block) const noexcept;
   void count(heap::Counter counter) const noexcept;
@@ -101,6 +104,7 @@ class Operations {
   Answer read_blocks(std::span<const std::byte> items);
   // `head` and `chunks` for one of `answer.blocks`; false if it is gone, and then they stand for as many zeros.
   bool open_block(const GlobalPointer& block, Answer& answer);
+  Answer read_table(const wire::RequestHeader& header) const;
   Answer read_region(const wire::RequestHeader& header);
   Answer write_region(const wire::RequestHeader& header, const Intake& intake);
   Answer free_blocks(std::span<const std::byte> items);
@@ -130,6 +134,8 @@ class Operations {
   Elsewhere elsewhere_;
   Replicas replicas_;
   std::shared_mutex writing_;  // see the lock table
+  std::shared_mutex losing_;   // protects refused_: shared while a task is queued
+  std::array<std::uint16_t, kServersPerClusterMax> refused_{};  // incarnations up to which a server is lost
 };
 
 }  // namespace drust::server

@@ -1,6 +1,7 @@
 #include "server/peers.hpp"
 
 #include <array>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -204,6 +205,37 @@ Status Peers::inquire(ServerId server, const GlobalPointer& record) {
   Call call;
   call.request = request_for(wire::Operation::inquire, record, 0);
   return pool_->ask(server, call);
+}
+
+Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
+  if (pool_->partition.is_local(pointer.address)) {
+    const Result<heap::Block> found = pool_->partition.find(pointer.address, kNoColour);
+    if (!found.ok()) return found.status();
+    const heap::BlockHeader& header = found.value().header();
+    const auto children = found.value().children();
+    return Table{{pointer.address, header.state.load(), header.extent_bytes}, header.before.load(),
+                 {children.begin(), children.end()}};
+  }
+  std::vector<std::byte> body;
+  Call call;
+  call.request = request_for(wire::Operation::read_table, pointer, 0);
+  call.reply_buffer = &body;
+  if (Status status = pool_->ask(pointer.address.server(), call); !status.ok()) return status;
+  heap::BlockHeader header{};
+  wire::Trailer trailer;
+  Table table{{pointer.address, call.reply.colour, call.reply.extent_bytes}, 0, {}};
+  const std::size_t around_bytes = sizeof header + sizeof trailer;
+  if (body.size() < around_bytes) return Status(Code::bad_request, "read_table: the reply is cut short");
+  const std::size_t table_bytes = body.size() - around_bytes;
+  std::memcpy(static_cast<void*>(&header), body.data(), sizeof header);
+  std::memcpy(&trailer, body.data() + body.size() - sizeof trailer, sizeof trailer);
+  if (table_bytes != header.child_count * sizeof(heap::ChildPointer))
+    return Status(Code::bad_request, "read_table: the table has another length");
+  if (trailer.code != 0) return Status(Code::not_found, "the block went while it was read");
+  table.before = header.before.load();
+  table.children.resize(header.child_count);
+  std::memcpy(static_cast<void*>(table.children.data()), body.data() + sizeof header, table_bytes);
+  return table;
 }
 
 Status Peers::ping(ServerId server) {

@@ -73,6 +73,13 @@ class Peers {
   Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
   // Whether that server has the task of this record, queued or running: ok, or not_found.
   Status inquire(ServerId server, const GlobalPointer& record);
+  // Of the version that lives at the address of `block`, wherever that is: 0 messages here, else 1 round trip.
+  struct Table {
+    GlobalPointer now;
+    std::uint32_t before = 0;  // BlockHeader::before
+    std::vector<heap::ChildPointer> children;
+  };
+  Result<Table> read_table(const GlobalPointer& block);
   // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);

@@ -12,7 +12,6 @@ namespace {
 
 constexpr auto kFreeDelay = std::chrono::milliseconds(3);
 constexpr auto kUnsureLook = std::chrono::milliseconds(100);
-constexpr auto kSuccessorLook = std::chrono::milliseconds(2);
 
 heap::Counter counter_of(std::uint8_t operation) noexcept {
   switch (static_cast<wire::Operation>(operation)) {
@@ -26,6 +25,7 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
     case wire::Operation::replicate: return heap::Counter::replica_messages;
     case wire::Operation::inquire:
+    case wire::Operation::read_table:
     case wire::Operation::ping:
     case wire::Operation::control:
     case wire::Operation::count_: break;
@@ -74,8 +74,7 @@ bool Peers::Pool::await_successor(ServerId server, std::uint64_t epoch, Clock::t
     // One that was started again has none of the blocks: nothing to be had from it.
     if (now.epoch != epoch && now.port != 0) return now.by != kNoServer && Clock::now() < deadline;
     // The engine takes the backup out of the row when there is nothing to wait for.
-    if (now.backup == kNoServer || partition.is_closed() || Clock::now() >= deadline) return false;
-    std::this_thread::sleep_for(kSuccessorLook);
+    if (now.backup == kNoServer || !partition.await_endpoint(server, now, deadline)) return false;
   }
 }
 

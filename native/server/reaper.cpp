@@ -34,8 +34,10 @@ std::vector<ChildPointer> lends_now(heap::Heap& heap, const GlobalPointer& call,
     if (is_poisoned && !is_part && partition.is_local(address)) {
       if (const Result<heap::Block> lent = partition.find(address, kNoColour); lent.ok()) {
         const Colour seen = lent.value().header().state.load();
-        if (const auto fresh = heap.recolour({address, seen, child.extent_bytes}); fresh.ok())
+        if (const auto fresh = heap.recolour({address, seen, child.extent_bytes}); fresh.ok()) {
+          lent.value().header().before.store(static_cast<std::uint32_t>(child.colour));  // whatever it had since
           child.colour = fresh.value().colour;
+        }
       }
     }
     lends.push_back(child);
@@ -115,8 +117,7 @@ void Reaper::drop_records(Estate& estate) {
                     .has_lends = block.value().header().child_count > 0,
                     .is_unsure = false,
                     .call = {},
-                    .since = Clock::now(),
-                    .looked = Clock::now()};
+                    .since = Clock::now()};
     const std::uint64_t address = record->call.load();
     bool was_sent = address != 0;
     if (was_sent && address != tasks::Record::kCallArrived) {
@@ -149,7 +150,8 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
       queue_.run_again(task);
       continue;
     }
-    if (task.fate.phase == TaskPhase::Returned) {  // it died before its completion was acknowledged
+    const bool has_returned = task.fate.phase == TaskPhase::Returned || task.fate.phase == TaskPhase::Settled;
+    if (has_returned) {  // it died before its completion was acknowledged
       release_versions(heap_, task.completion, estate.dead);
       estate.reports.push_back({task, tasks::RecordState::done, task.completion});
       continue;
@@ -158,6 +160,7 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
     estate.dying.push_back({task, static_cast<std::uint32_t>(std::ranges::count_if(estate.waiting, is_below))});
     Dying& dying = estate.dying.back();
     dying.held.fate.below = dying.below;
+    if (is_orphan(task.entry.record)) dying.held.fate = protocol::apply(dying.held.fate, TaskEvent::LenderLost).record;
     const TaskStep step = protocol::apply(dying.held.fate, TaskEvent::WorkerLost);
     queue_.decide(task, step.record);
     dying.held.fate = step.record;
@@ -165,6 +168,12 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
 }
 
 void Reaper::report(Estate& estate, const tasks::Held& held, bool is_poisoned) {
+  if (held.fate.orphaned) {
+    // Nobody hears of it. Whoever had lent what it wrote finds another version than he lent.
+    if (is_poisoned) static_cast<void>(lends_now(heap_, held.entry.task, true));
+    forget_task(held);
+    return;
+  }
   if (!is_poisoned && held.retries > 0) {
     queue_.run_again(held);
     return;
@@ -179,7 +188,8 @@ void Reaper::report(Estate& estate, const tasks::Held& held, bool is_poisoned) {
 }
 
 bool Reaper::send(const Report& report) {
-  const Status sent = deliver(heap_, peers_, report.held.entry.record, report.state, report.block);
+  const Status sent = deliver(heap_, peers_, report.held.entry.record, report.state, report.block,
+                              report.held.fate.forbidden);
   if (sent.code() == Code::timed_out) return false;
   forget_task(report.held);
   return true;
@@ -240,12 +250,42 @@ bool Reaper::has_ended(const Estate& estate, Waiting& waiting) {
     }
     forget_sent(estate, waiting);
   }
-  if (Queue::find_record(partition, waiting.record) == nullptr) return true;
-  if (is_here || now - waiting.looked < std::chrono::milliseconds(kTargetLookMs)) return false;
-  waiting.looked = now;
-  if (peers_.ping(waiting.target).code() != Code::server_lost) return false;
-  static_cast<void>(heap_.free_shallow(waiting.record));  // and with it whoever would have completed it
-  return true;
+  // If its server is lost, the record goes once nothing below it can run any more: Server::settle_records().
+  return Queue::find_record(partition, waiting.record) == nullptr;
+}
+
+bool Reaper::is_orphan(const GlobalPointer& record) const noexcept {
+  return std::ranges::any_of(losses_, [&](const Loss& loss) {
+    return record.address.server() == loss.server && incarnation_of(record.colour) <= loss.incarnation;
+  });
+}
+
+void Reaper::lose(ServerId lost, std::uint16_t incarnation) {
+  std::erase_if(losses_, [&](const Loss& loss) { return loss.server == lost; });
+  losses_.push_back({lost, incarnation});
+  for (Estate& estate : estates_) {
+    for (Dying& dying : estate.dying) {
+      if (!is_orphan(dying.held.entry.record)) continue;
+      dying.held.fate = protocol::apply(dying.held.fate, TaskEvent::LenderLost).record;
+      queue_.decide(dying.held, dying.held.fate);
+    }
+  }
+}
+
+Reaper::Fence Reaper::fence() {
+  std::vector<GlobalPointer> queued;
+  std::vector<tasks::Entry> running;
+  for (const Loss& loss : losses_) queue_.orphan(loss.server, loss.incarnation, queued, running);
+  std::vector<GlobalPointer> remote;
+  for (const GlobalPointer& task : queued) static_cast<void>(heap_.free(task, remote));
+  send_frees(remote);
+  Fence fence{.is_closed = running.empty(), .pids = {}};
+  const std::vector<heap::ProcessInfo> processes = heap_.partition().processes();
+  for (const tasks::Entry& entry : running) {
+    const auto worker = std::ranges::find(processes, entry.worker, &heap::ProcessInfo::id);
+    if (worker != processes.end()) fence.pids.push_back(worker->pid);  // else it is dead, and what it lent on runs
+  }
+  return fence;
 }
 
 // True while something is still out.
@@ -260,7 +300,9 @@ bool Reaper::go_on(Estate& estate) {
     return true;
   });
   std::erase_if(estate.dying, [&](const Dying& dying) {
-    if (dying.held.fate.phase != TaskPhase::Lost) return false;
+    const TaskPhase phase = dying.held.fate.phase;
+    const bool is_over = phase == TaskPhase::Lost || phase == TaskPhase::Settled;
+    if (!is_over) return false;
     report(estate, dying.held, dying.held.fate.forbidden);
     return true;
   });

@@ -34,6 +34,14 @@ class Reaper {
   std::size_t reap(heap::ProcessId dead, std::uint32_t pid, const std::string& reason);
   // Goes on with what earlier calls could not finish. Returns how many dead processes still have something out.
   std::size_t tend();
+  // That server is lost, up to that incarnation: nobody waits for its tasks. Server::fail_records() came first.
+  void lose(ServerId lost, std::uint16_t incarnation);
+  // Goes on until nothing that was lent on through a lost server is in a task here. Those that wait go at once.
+  struct Fence {
+    bool is_closed = false;           // it is so
+    std::vector<std::uint32_t> pids;  // else: workers that run such a task, to be ended. None while others are waited for
+  };
+  Fence fence();
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -45,11 +53,14 @@ class Reaper {
     bool is_unsure = false;  // the call may not have arrived: its block is still here
     GlobalPointer call;
     Clock::time_point since;
-    Clock::time_point looked;
   };
   struct Dying {
     tasks::Held held;
     std::uint32_t below = 0;
+  };
+  struct Loss {
+    ServerId server = 0;
+    std::uint16_t incarnation = 0;
   };
   struct Report {
     tasks::Held held;
@@ -72,6 +83,7 @@ class Reaper {
   // False: not yet.
   [[nodiscard]] bool send(const Report& report);
   void forget_task(const tasks::Held& held);
+  [[nodiscard]] bool is_orphan(const GlobalPointer& record) const noexcept;
   [[nodiscard]] bool has_ended(const Estate& estate, Waiting& waiting);
   void lose_undelivered(const Waiting& waiting);
   void forget_sent(const Estate& estate, const Waiting& waiting);
@@ -83,7 +95,8 @@ class Reaper {
   tasks::Queue& queue_;
   cache::Copies& copies_;
   Peers& peers_;
-  std::vector<Estate> estates_;  // the reaper's thread alone
+  std::vector<Estate> estates_;  // the reaper's thread alone, as the next one
+  std::vector<Loss> losses_;     // of every server number the last
 };
 
 }  // namespace drust::server

@@ -15,7 +15,6 @@
 
 #include <cstdint>
 #include <string>
-#include <thread>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -26,8 +25,6 @@
 
 namespace drust::server {
 namespace {
-
-constexpr auto kBackupLook = std::chrono::milliseconds(2);
 
 // Tied children go with their parent whichever version of it owns them at the moment.
 bool is_part(const heap::ChildPointer& child) noexcept {
@@ -72,11 +69,10 @@ Status Peers::Pool::replicate(const heap::Block& parent, HandOver& hand_over) {
     Status status = send_replicas(backup, missing, hand_over.stamp);
     if (status.ok()) break;
     if (status.code() != Code::server_lost) return status;
-    ServerId next = backup;
-    while (next == backup && Clock::now() < deadline && !partition.is_closed()) {
-      std::this_thread::sleep_for(kBackupLook);
-      next = partition.endpoint(partition.server()).backup;
-    }
+    heap::Endpoint mine = partition.endpoint(partition.server());
+    while (mine.backup == backup && partition.await_endpoint(partition.server(), mine, deadline))
+      mine = partition.endpoint(partition.server());
+    const ServerId next = mine.backup;
     if (next == kNoServer) return {};  // the engine has said so, and logged it
     if (next == backup) return status;
     backup = next;

@@ -94,17 +94,24 @@ void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
     loops_->loops[asker->loop]->answer(asker->connection, std::move(body));
 }
 
-std::size_t Server::fail_records(ServerId lost) {
+std::size_t Server::fail_records(ServerId lost, std::uint16_t incarnation) {
+  loops_->operations.refuse_tasks(lost, incarnation);
   heap::Partition& partition = loops_->heap.partition();
   std::size_t failed = 0;
   partition.each_live_block([&](const heap::BlockInfo& block) {
     if (block.codec != tasks::kRecordCodec) return;
     const tasks::Record* record = tasks::Queue::find_record(partition, block.pointer);
-    if (record == nullptr || record->server != lost) return;
-    const auto met = tasks::Queue::complete(loops_->heap, block.pointer, tasks::RecordState::lost, {});
-    if (met == tasks::Delivery::applied) ++failed;
+    if (record != nullptr && record->server == lost && tasks::Queue::condemn(loops_->heap, block.pointer)) ++failed;
   });
   return failed;
+}
+
+std::size_t Server::settle_records() {
+  std::size_t settled = 0;
+  loops_->heap.partition().each_live_block([&](const heap::BlockInfo& block) {
+    if (block.codec == tasks::kRecordCodec && tasks::Queue::settle(loops_->heap, block.pointer)) ++settled;
+  });
+  return settled;
 }
 
 Replicas::Usage Server::promote(ServerId lost) { return loops_->operations.replicas().promote(lost); }

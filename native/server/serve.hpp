@@ -54,9 +54,13 @@ class Server {
 
   // Another server was lost. Its endpoint row must say so before the first of these is called.
   //
-  // Records of tasks that were sent there are settled as lost: whoever joins them is told at once. Returns how
-  // many.
-  std::size_t fail_records(ServerId lost);
+  // Records of tasks that were sent there: whoever joins one is told at once, unless something was lent with it:
+  // those are condemned (Queue::condemn). Tasks of that server, up to that incarnation, are refused. Returns how
+  // many were told.
+  std::size_t fail_records(ServerId lost, std::uint16_t incarnation);
+  // No task that holds what was lent through a lost server runs anywhere: whoever joins a condemned record is told.
+  // Returns how many.
+  std::size_t settle_records();
   // This server answers in its place from now on.
   Replicas::Usage promote(ServerId lost);
   // Frees what of it nobody owns. Returns how many values.

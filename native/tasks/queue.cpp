@@ -82,6 +82,15 @@ GlobalPointer get(const SharedWord (&words)[3]) noexcept {
           words[2].load(std::memory_order_relaxed)};
 }
 
+// Whether a task was lent what its spawner had on loan itself.
+bool has_relent(const heap::Partition& partition, const GlobalPointer& task) noexcept {
+  const Result<heap::Block> call = partition.find(task.address, task.colour);
+  if (!call.ok()) return false;
+  return std::ranges::any_of(call.value().children(), [](const heap::ChildPointer& child) {
+    return (child.flags & heap::ChildPointer::kRelent) != 0;
+  });
+}
+
 }  // namespace
 
 class Queue::Ring {
@@ -212,6 +221,8 @@ void Queue::forbid_rollback(const Entry& entry) noexcept {
   static_cast<void>(advance(ring_->slot(entry.index), TaskEvent::ForbidRollback));
 }
 
+bool Queue::is_forbidden(const Entry& entry) const noexcept { return fate_of(ring_->slot(entry.index)).forbidden; }
+
 bool Queue::returned(const Entry& entry, const GlobalPointer& completion) noexcept {
   Slot& slot = ring_->slot(entry.index);
   const bool is_ours = slot.state.load() == word_of(Phase::running, entry.ticket, entry.worker);
@@ -279,6 +290,38 @@ void Queue::run_again(const Held& held) noexcept {
   if (held.fate.phase != TaskPhase::Queued) slot.retries.fetch_sub(1);
   slot.fate.store(word_of(TaskRecord{}));
   ring_->make_ready(slot, held.entry.ticket);
+}
+
+void Queue::orphan(ServerId lost, std::uint16_t incarnation, std::vector<GlobalPointer>& queued,
+                   std::vector<Entry>& running) noexcept {
+  Ring& ring = *ring_;
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    Slot& slot = ring.slot(index);
+    std::uint64_t seen = slot.state.load();
+    const auto is_ours = [&] {
+      const GlobalPointer record = get(slot.record);
+      return record.address.server() == lost && incarnation_of(record.colour) <= incarnation;
+    };
+    if (phase_of(seen) == Phase::ready && is_ours()) {
+      if (slot.state.compare_exchange_strong(seen, word_of(Phase::reserved, ticket_of(seen), ring.self_))) {
+        if (is_ours()) {
+          queued.push_back(get(slot.task));
+          slot.state.store(word_of(Phase::empty, ticket_of(seen), {}));
+        } else {  // another task's by then
+          ring.make_ready(slot, slot.ticket.load());
+        }
+        continue;
+      }
+    }
+    if (phase_of(seen) != Phase::running || !is_ours() || !has_relent(ring.partition_, get(slot.task))) continue;
+    const TaskPhase phase = fate_of(slot).phase;
+    if (phase == TaskPhase::Returned || phase == TaskPhase::Settled) continue;
+    // Before its worker has said so it may still be waiting: it is met again at the next look.
+    if (phase != TaskPhase::Queued) static_cast<void>(advance(slot, TaskEvent::LenderLost));
+    Entry& entry = running.emplace_back(ring.read(slot, slot.ticket.load(std::memory_order_relaxed)));
+    entry.worker = process_of(seen);
+    if (slot.state.load() != seen) running.pop_back();  // it has ended meanwhile
+  }
 }
 
 bool Queue::knows(const GlobalPointer& record) const noexcept {

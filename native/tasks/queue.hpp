@@ -31,7 +31,9 @@ namespace drust::tasks {
 
 // dropped: the spawner no longer wants to know; the completion that comes is freed by who brings it, and the
 // record with it. So a record that is gone has had its completion.
-enum class RecordState : std::uint32_t { pending, done, lost, dropped };
+// refused: the task has returned, but the record's server had no room for its completion; what it had made is
+// freed, what it was lent is as it was lent, or, refused_poisoned, may have been written. These two bring no block.
+enum class RecordState : std::uint32_t { pending, done, lost, dropped, refused = 6, refused_poisoned = 10 };
 
 // What a completion met.
 enum class Delivery : std::uint8_t {
@@ -42,12 +44,17 @@ enum class Delivery : std::uint8_t {
 
 // The whole outcome of a task in one word, so that it happens in one compare-and-swap: pending carries the
 // record's own colour (a late completion cannot hit the block that reused the memory), anything else where
-// the completion block is. The low half is the futex a join waits on.
+// the completion block is, or, below kBlocklessMax, the rest of a state that brings no block. The low half is the
+// futex a join waits on.
 struct RecordOutcome {
+  static constexpr std::uint64_t kBlocklessMax = 16;  // no block begins below as many times its alignment
   std::atomic<std::uint64_t> word;
-  [[nodiscard]] RecordState load() const noexcept {
-    return static_cast<RecordState>(word.load(std::memory_order_acquire) & 3U);
+  static constexpr RecordState state_of(std::uint64_t word) noexcept {
+    return static_cast<RecordState>((word & 3U) == 2 && (word >> 2) < kBlocklessMax ? word : word & 3U);
   }
+  // Above a pending or a dropped word: see Queue::condemn(). It stands in the half that nobody sleeps on.
+  static constexpr std::uint64_t kCondemned = 1ULL << 63;
+  [[nodiscard]] RecordState load() const noexcept { return state_of(word.load(std::memory_order_acquire)); }
 };
 
 // The single buffer of a record block.
@@ -111,6 +118,8 @@ class Queue {
   Result<Entry> take(std::uint32_t timeout_ms);
   // By its worker. The task can no longer be rolled back: a side effect escaped, or it writes in place.
   void forbid_rollback(const Entry& entry) noexcept;
+  // Whether a task that runs, or has returned, did what cannot be rolled back.
+  [[nodiscard]] bool is_forbidden(const Entry& entry) const noexcept;
   // By its worker: decides that it has returned, with this completion block. False if it was declared lost
   // before: the worker has been fenced, and nothing that it did counts.
   [[nodiscard]] bool returned(const Entry& entry, const GlobalPointer& completion) noexcept;
@@ -126,6 +135,12 @@ class Queue {
   void decide(const Held& held, const protocol::TaskRecord& fate) noexcept;
   // By the reaper: the task waits again, at its old place in the order, with one retry less if it had begun.
   void run_again(const Held& held) noexcept;
+  // Tasks that wait or run here for a server that is lost: all records of `lost` up to that incarnation. Those that
+  // wait are appended to `queued`, their entries empty: the call blocks are the caller's to free. Those that run
+  // with a lend that came through there are orphaned, and appended to `running` until they have ended.
+  // Looks at every entry.
+  void orphan(ServerId lost, std::uint16_t incarnation, std::vector<GlobalPointer>& queued,
+              std::vector<Entry>& running) noexcept;
   // Whether some entry answers for this record's task. Looks at every entry.
   [[nodiscard]] bool knows(const GlobalPointer& record) const noexcept;
 
@@ -140,7 +155,14 @@ class Queue {
                            const GlobalPointer& completion) noexcept;
   // Waits for the record to leave pending: timed_out, interrupted or closed otherwise.
   static Result<Record*> wait(heap::Partition& partition, const GlobalPointer& record, std::uint32_t timeout_ms);
-  // What wait() would find, without waiting; nothing if the record is gone.
+  // The server of its task is lost. A record with lends is *condemned*: nothing that its task may still send
+  // completes it, and it stays pending, to whoever joins, until settle(): tasks further down may have what was
+  // lent. One without lends is settled at once. True if it is settled. For each record once a loss.
+  static bool condemn(heap::Heap& heap, const GlobalPointer& record) noexcept;
+  // Nothing below any lost server runs any more: a condemned record is lost, or gone if nobody joins it. False if
+  // it is none.
+  static bool settle(heap::Heap& heap, const GlobalPointer& record) noexcept;
+  // What wait() would find, without waiting, and lost if it is condemned; nothing if the record is gone.
   static std::optional<RecordState> look(heap::Partition& partition, const GlobalPointer& record) noexcept;
   // pending -> dropped. False if it has completed, or is gone.
   static bool refuse(const heap::Partition& partition, const GlobalPointer& record) noexcept;

@@ -19,8 +19,9 @@ static_assert(std::endian::native == std::endian::little,
               "the futex is the low half of the outcome, which comes first");
 static_assert(sizeof(Record) == 56);
 
-// pending: the record's colour above two zero bits (two bits of the incarnation fall out, the counter stays).
-constexpr std::uint64_t pending_word(Colour record) noexcept { return record << 2; }
+// pending: the record's colour above two zero bits (three bits of the incarnation fall out, the counter stays).
+constexpr std::uint64_t kCondemned = RecordOutcome::kCondemned;
+constexpr std::uint64_t pending_word(Colour record) noexcept { return (record << 2) & ~kCondemned; }
 constexpr std::uint64_t dropped_word(Colour record) noexcept {
   return pending_word(record) | static_cast<std::uint64_t>(RecordState::dropped);
 }
@@ -29,10 +30,12 @@ constexpr std::uint64_t outcome_word(RecordState state, const GlobalPointer& com
   const std::uint64_t units = completion.is_null() ? 0 : completion.address.offset_bytes() / kBlockAlignment;
   return (units << 2) | static_cast<std::uint64_t>(state);
 }
-constexpr RecordState state_of(std::uint64_t word) noexcept { return static_cast<RecordState>(word & 3U); }
+constexpr RecordState state_of(std::uint64_t word) noexcept { return RecordOutcome::state_of(word); }
 constexpr Address completion_of(ServerId server, std::uint64_t word) noexcept {
-  return (word >> 2) == 0 ? Address() : Address::make(server, (word >> 2) * kBlockAlignment);
+  const std::uint64_t units = word >> 2;
+  return units < RecordOutcome::kBlocklessMax ? Address() : Address::make(server, units * kBlockAlignment);
 }
+static_assert(RecordOutcome::kBlocklessMax * kBlockAlignment < 4096, "the first page of a partition has no blocks");
 
 const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   const void* low_half = &record.state.word;  // its address is all the kernel needs
@@ -78,6 +81,9 @@ Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordSt
     futex_wake(futex_of(*found), kEverybody);
     return Delivery::applied;
   }
+  // What comes from a lost server counts no longer: whoever brings it frees all of it, and the record stays.
+  if ((expected & ~kCondemned) == pending_word(record.colour) || expected == (dropped_word(record.colour) | kCondemned))
+    return Delivery::unwanted;
   // Freeing the record decides between two that come for a dropped one.
   const bool was_dropped = expected == dropped_word(record.colour);
   return was_dropped && heap.free_shallow(record).ok() ? Delivery::unwanted : Delivery::repeated;
@@ -115,15 +121,43 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
 std::optional<RecordState> Queue::look(heap::Partition& partition, const GlobalPointer& record) noexcept {
   const Record* found = find_record(partition, record);
   if (found == nullptr) return std::nullopt;
-  return found->state.load();
+  const bool is_condemned = found->state.word.load() == (pending_word(record.colour) | kCondemned);
+  return is_condemned ? RecordState::lost : found->state.load();
 }
 
 bool Queue::refuse(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
   Record* record = find_record(partition, pointer);
   if (record == nullptr) return false;
   std::uint64_t word = pending_word(pointer.colour);
-  return record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour)) ||
-         word == dropped_word(pointer.colour);
+  while ((word & ~kCondemned) == pending_word(pointer.colour)) {
+    const std::uint64_t dropped = dropped_word(pointer.colour) | (word & kCondemned);
+    if (record->state.word.compare_exchange_strong(word, dropped)) return true;
+  }
+  return (word & ~kCondemned) == dropped_word(pointer.colour);
+}
+
+bool Queue::condemn(heap::Heap& heap, const GlobalPointer& pointer) noexcept {
+  const Result<heap::Block> block = heap.partition().find(pointer.address, pointer.colour);
+  Record* record = find_record(heap.partition(), pointer);
+  if (record == nullptr || !block.ok()) return false;
+  std::uint64_t word = record->state.word.load();
+  while (true) {
+    const bool is_out = word == pending_word(pointer.colour) || word == dropped_word(pointer.colour);
+    if (!is_out) return false;
+    if (record->state.word.compare_exchange_weak(word, word | kCondemned)) break;
+  }
+  return block.value().header().child_count == 0 && settle(heap, pointer);
+}
+
+bool Queue::settle(heap::Heap& heap, const GlobalPointer& pointer) noexcept {
+  Record* record = find_record(heap.partition(), pointer);
+  if (record == nullptr) return false;
+  std::uint64_t word = pending_word(pointer.colour) | kCondemned;
+  if (record->state.word.compare_exchange_strong(word, outcome_word(RecordState::lost, {}))) {
+    futex_wake(futex_of(*record), kEverybody);
+    return true;
+  }
+  return word == (dropped_word(pointer.colour) | kCondemned) && heap.free_shallow(pointer).ok();
 }
 
 bool Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {

@@ -107,8 +107,13 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
     case wire::Operation::complete:
       header = request(operation, record);
       header.argument = static_cast<std::uint16_t>(1 + dice.below(2));
-      if (!dice.once_in(4)) body = sample;
+      if (!dice.once_in(4)) {
+        body = sample;
+      } else if (dice.once_in(2)) {  // no room for it
+        header.argument = dice.once_in(2) ? 6 : 10;
+      }
       break;
+    case wire::Operation::read_table: header = request(operation, block); break;
     case wire::Operation::inquire: header = request(operation, record); break;
     case wire::Operation::replicate: {
       const Address elsewhere = Address::make(4, (1 + dice.below(50)) * 4096);

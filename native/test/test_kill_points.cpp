@@ -136,7 +136,7 @@ void run_task(Heap& heap, Queue& queue, Peers& peers) {
   const GlobalPointer completion = make_block(heap, 50);
   if (!queue.returned(entry.value(), completion)) ::_exit(4);
   server::release_versions(heap, completion, heap.process());
-  static_cast<void>(server::deliver(heap, peers, entry.value().record, RecordState::done, completion));
+  static_cast<void>(server::deliver(heap, peers, entry.value().record, RecordState::done, completion, false));
   heap.set_owner(entry.value().task, self);
   queue.finish(entry.value());
   free_tree(heap, entry.value().task);
@@ -210,7 +210,7 @@ struct Survivor {
     while (true) {
       const auto entry = queue.take(0);
       if (!entry.ok()) break;
-      static_cast<void>(server::deliver(*host.heap, peers, entry.value().record, RecordState::lost, {}));
+      static_cast<void>(server::deliver(*host.heap, peers, entry.value().record, RecordState::lost, {}, false));
       queue.finish(entry.value());
       free_tree(*host.heap, entry.value().task);
     }

@@ -1,6 +1,8 @@
 // The partition: mapping, looking up hostile addresses, segments, process slots, counters, endpoints, memory
 // limits.
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
@@ -354,4 +356,30 @@ TEST("the room for memory is the least of the machine's and every control group'
   write("cg/memory/a/memory.usage_in_bytes", std::to_string(90 * kMiB) + "\n");
   CHECK_EQ(memory_room_bytes(sources), 0U);
   std::filesystem::remove_all(folder);
+}
+
+TEST("who waits for a row of the endpoint table is woken by who writes it, and not by another row") {
+  Host host;
+  host.partition->set_endpoint(1, {1, "127.0.0.1", 5});
+  host.partition->set_endpoint(2, {1, "127.0.0.1", 6});
+  const Endpoint seen = host.partition->endpoint(1);
+  CHECK(!host.partition->await_endpoint(1, seen, deadline_in(20)));
+  CHECK(!host.partition->await_endpoint(9, {}, deadline_in(10'000)));  // there is none to wait for
+  const auto began = std::chrono::steady_clock::now();
+  for (std::uint64_t epoch = 2; epoch < 42; ++epoch) {
+    const Endpoint before = host.partition->endpoint(1);
+    std::atomic<bool> is_waiting{false};
+    std::thread waiter([&] {
+      is_waiting.store(true);
+      CHECK(host.partition->await_endpoint(1, before, deadline_in(10'000)));
+    });
+    while (!is_waiting.load()) std::this_thread::yield();
+    host.partition->set_endpoint(2, {epoch, "127.0.0.1", 6});
+    host.partition->set_endpoint(1, {epoch, "127.0.0.1", 5});
+    waiter.join();
+  }
+  // Without the wake each would sleep kWaitSliceMs, unless its thread came too late to sleep.
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::milliseconds(kWaitSliceMs * 10));
+  host.partition->close();
+  CHECK(!host.partition->await_endpoint(1, host.partition->endpoint(1), deadline_in(10'000)));
 }

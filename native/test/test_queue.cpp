@@ -438,3 +438,43 @@ TEST("producers and workers killed at any moment leave no entry that nobody answ
   }
 }
 #endif
+
+TEST("a condemned record is pending to its joiner, and lost once it is settled; nothing else completes it") {
+  Host host;
+  const GlobalPointer lent = make_block(*host.heap, 10);
+  const ChildPointer lend{lent.address.raw(), lent.colour, lent.extent_bytes, ChildPointer::kMutable};
+  const GlobalPointer made = Queue::make_record(*host.heap, 9, {&lend, 1}).value();
+  CHECK(!Queue::condemn(*host.heap, made));
+  CHECK_EQ(Queue::wait(*host.partition, made, 0).status().code(), Code::timed_out);
+  CHECK(Queue::look(*host.partition, made) == RecordState::lost);  // to who would send its task
+  const GlobalPointer completion = make_block(*host.heap, 10);
+  CHECK(Queue::complete(*host.heap, made, RecordState::done, completion) == Delivery::unwanted);
+  CHECK_EQ(Queue::wait(*host.partition, made, 0).status().code(), Code::timed_out);
+  CHECK(Queue::settle(*host.heap, made));
+  CHECK(Queue::wait(*host.partition, made, 0).value()->state.load() == RecordState::lost);
+  CHECK(!Queue::settle(*host.heap, made));
+}
+
+TEST("a record without lends is lost as soon as it is condemned") {
+  Host host;
+  const GlobalPointer made = Queue::make_record(*host.heap, 9).value();
+  CHECK(!Queue::settle(*host.heap, made));  // of a server that lives
+  CHECK(Queue::condemn(*host.heap, made));
+  CHECK(Queue::look(*host.partition, made) == RecordState::lost);
+}
+
+TEST("a condemned record that nobody joins goes when it is settled, dropped before or after") {
+  for (const bool is_dropped_first : {false, true}) {
+    Host host;
+    const ChildPointer lend{64 * 1024, 5, 64, ChildPointer::kShared};
+    const GlobalPointer made = Queue::make_record(*host.heap, 9, {&lend, 1}).value();
+    if (is_dropped_first) CHECK(Queue::refuse(*host.partition, made));
+    CHECK(!Queue::condemn(*host.heap, made));
+    CHECK(Queue::refuse(*host.partition, made));
+    const GlobalPointer completion = make_block(*host.heap, 10);
+    CHECK(Queue::complete(*host.heap, made, RecordState::done, completion) == Delivery::unwanted);
+    CHECK(Queue::find_record(*host.partition, made) != nullptr);
+    CHECK(Queue::settle(*host.heap, made));
+    CHECK(Queue::find_record(*host.partition, made) == nullptr);
+  }
+}

@@ -76,3 +76,96 @@ TEST("a version that a joiner had not taken out of a completion that he had open
     CHECK(!scene.host.partition->find(completion.address, completion.colour).ok());
   }
 }
+
+// A task of a server that is lost, in the queue here, with one lend.
+namespace {
+
+struct Orphan {
+  Scene scene;
+  GlobalPointer lent = make_block(*scene.host.heap, 10);
+  GlobalPointer call;
+  GlobalPointer record{Address::make(kElsewhere, 64 * 1024), (5ULL << 48) | 17, 104};
+  explicit Orphan(std::uint64_t flags) : call(make_block(*scene.host.heap, 10, {lent}, flags)) {
+    CHECK(scene.host.heap->set_owner(call, owner_word(OwnerKind::queue, {})));
+    CHECK(scene.queue.push(call, record).ok());
+  }
+  [[nodiscard]] bool is_live(const GlobalPointer& block) const {
+    return scene.host.partition->find(block.address, block.colour).ok();
+  }
+};
+
+constexpr std::uint64_t kRelentMutably = ChildPointer::kMutable | ChildPointer::kRelent;
+
+}  // namespace
+
+TEST("a task that waits for a lost server is gone when the fence is closed, one of its next incarnation stays") {
+  for (const std::uint16_t incarnation : {std::uint16_t{4}, std::uint16_t{5}}) {
+    Orphan orphan(kRelentMutably);
+    orphan.scene.reaper.lose(kElsewhere, incarnation);
+    CHECK(orphan.scene.reaper.fence().is_closed);
+    CHECK_EQ(orphan.scene.queue.ready(), incarnation == 4 ? 1U : 0U);
+    CHECK_EQ(orphan.is_live(orphan.call), incarnation == 4);
+    CHECK(orphan.is_live(orphan.lent));
+  }
+}
+
+TEST("the fence is open while a task runs that was lent what its lost lender had on loan, and names its worker") {
+  Orphan orphan(kRelentMutably);
+  Scene& scene = orphan.scene;
+  Queue theirs(scene.dying);
+  CHECK(theirs.take(0).ok());
+  CHECK(scene.reaper.fence().is_closed);  // nobody is lost
+  scene.reaper.lose(kElsewhere, 5);
+  server::Reaper::Fence fence = scene.reaper.fence();
+  CHECK(!fence.is_closed);
+  CHECK_EQ(fence.pids.size(), 1U);
+  scene.reaper.reap(scene.second, 0, "killed");
+  CHECK(scene.reaper.fence().is_closed);
+  CHECK(!orphan.is_live(orphan.call));
+  CHECK(orphan.is_live(orphan.lent));  // it was not written in place
+  CHECK_EQ(scene.queue.running(), 0U);
+}
+
+TEST("what an orphan wrote in place has another version when the fence is closed") {
+  Orphan orphan(kRelentMutably);
+  Queue theirs(orphan.scene.dying);
+  const auto entry = theirs.take(0);
+  CHECK(entry.ok());
+  theirs.forbid_rollback(entry.value());
+  orphan.scene.reaper.lose(kElsewhere, 5);
+  orphan.scene.reaper.reap(orphan.scene.second, 0, "killed");
+  CHECK(orphan.scene.reaper.fence().is_closed);
+  CHECK(!orphan.is_live(orphan.lent));
+  CHECK(orphan.scene.host.partition->find(orphan.lent.address, kNoColour).ok());
+}
+
+TEST("the fence waits for what an orphan had lent on") {
+  Orphan orphan(kRelentMutably);
+  Scene& scene = orphan.scene;
+  Queue theirs(scene.dying);
+  const auto entry = theirs.take(0);
+  CHECK(entry.ok());
+  const ChildPointer lend{orphan.lent.address.raw(), orphan.lent.colour, orphan.lent.extent_bytes, kRelentMutably};
+  const GlobalPointer below = Queue::make_record(scene.dying, 3, {&lend, 1}, entry.value().id()).value();
+  CHECK(scene.make_call(below).address.offset_bytes() != 0);
+  Queue::find_record(*scene.host.partition, below)->call.store(tasks::Record::kCallArrived);
+  scene.reaper.lose(kElsewhere, 5);
+  scene.reaper.reap(scene.second, 0, "killed");
+  server::Reaper::Fence fence = scene.reaper.fence();
+  CHECK(!fence.is_closed);
+  CHECK_EQ(fence.pids.size(), 0U);  // its own worker is dead
+  std::vector<GlobalPointer> remote;
+  std::vector<GlobalPointer> made;
+  server::deliver_here(*scene.host.heap, below, RecordState::done, {}, remote, made);
+  CHECK_EQ(scene.reaper.tend(), 0U);
+  CHECK(scene.reaper.fence().is_closed);
+}
+
+TEST("a task that runs for a lost server without such a lend goes on") {
+  Orphan orphan(ChildPointer::kMutable);
+  Queue theirs(orphan.scene.dying);
+  CHECK(theirs.take(0).ok());
+  orphan.scene.reaper.lose(kElsewhere, 5);
+  CHECK(orphan.scene.reaper.fence().is_closed);
+  CHECK_EQ(orphan.scene.queue.running(), 1U);
+}

@@ -293,7 +293,7 @@ TEST("a record of a task that was sent to a lost server is settled as lost, othe
   Cluster cluster;
   const GlobalPointer lost = tasks::Queue::make_record(*cluster.home.heap, 1).value();
   const GlobalPointer other = tasks::Queue::make_record(*cluster.home.heap, 2).value();
-  CHECK_EQ(cluster.home.server->fail_records(1), 1);
+  CHECK_EQ(cluster.home.server->fail_records(1, 1), 1);
   CHECK(tasks::Queue::look(*cluster.home.partition, lost) == tasks::RecordState::lost);
   CHECK(tasks::Queue::look(*cluster.home.partition, other) == tasks::RecordState::pending);
   // What is settled is not sent to the successor, either.

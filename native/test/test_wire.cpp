@@ -80,6 +80,13 @@ TEST("a request with a wrong magic number, operation, flag or argument is refuse
   CHECK(is_accepted(Operation::complete, [](auto& header) { header.argument = 2; }));
   CHECK(!is_accepted(Operation::complete, [](auto& header) { header.argument = 0; }));
   CHECK(!is_accepted(Operation::complete, [](auto& header) { header.argument = 3; }));
+  for (const std::uint16_t refusal : {std::uint16_t{6}, std::uint16_t{10}}) {  // which say that there is no room, and bring nothing
+    CHECK(!is_accepted(Operation::complete, [&](auto& header) { header.argument = refusal; }));
+    CHECK(is_accepted(Operation::complete, [&](auto& header) {
+      header.argument = refusal;
+      header.body_bytes = 0;
+    }));
+  }
   CHECK(is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax; }));
   CHECK(!is_accepted(Operation::ping, [](auto& header) { header.argument = 1; }));
 }

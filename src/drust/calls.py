@@ -24,6 +24,7 @@ LENT_SHARED = 2
 LENT_MUTABLE = 4
 UNDO = 16
 PART = 32
+RELENT = 64
 RELEASE_NOTHING = 0
 RELEASE_SHALLOW = 2
 APART_BYTES = 32 * 1024  # of a result for another server; the wire takes completions of up to 64 KiB
@@ -95,7 +96,7 @@ class Loss(NamedTuple):
     pid: int
     reason: str
     time: str
-    lends: list[Pointer]
+    lends: list[Pointer | None]
     """Of every mutable lend, parts included: where it is, under the colour it has now."""
 
 
@@ -134,7 +135,6 @@ class Outgoing:
         self.lease: lends.Lease | None = None
         """The lease of the task that lends on, by this call, what it was lent itself."""
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
-        self.was_rolled_back = False  # its server was lost, and others have what it had lent as it was
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._function = shipped.reference
         self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
@@ -148,10 +148,10 @@ class Outgoing:
         """Whether it must be kept until the task has ended, joined or not: lends, or its function's bytes."""
         return bool(self.lends) or self._kept[0] is not None
 
-    def outcome_of(self, loss: Loss | None) -> str:
-        """What becomes of its mutable lends when its worker dies, for the error."""
+    def outcome_of(self, loss: Loss) -> str:
+        """What becomes of its mutable lends when it is lost, for the error."""
         mutable = [lend for lend in self.lends if not isinstance(lend.guard, _core.Ref)]
-        if loss.poisoned if loss else any(lend.in_place for lend in mutable):
+        if loss.poisoned and mutable:
             return "are poisoned"
         return "were rolled back" if mutable else "have ended"
 
@@ -177,7 +177,7 @@ class Outgoing:
                 self._moved.append((handle, pin, value))
                 pointers.append((*pin.pointer, flags))
                 continue
-            lent = flags | (UNDO if handle._undo else 0)
+            lent = flags | (UNDO if handle._undo else 0) | (RELENT if handle._box._lease else 0)
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
@@ -249,28 +249,61 @@ class Outgoing:
             for pointer, tree in completion.end.frees:
                 runtime.current().free(pointer, shallow=not tree)
 
-    def lost(self, loss: Loss | None) -> None:
-        """Ends every lend of a task that will not return: all rolled back, or all poisoned.
-
-        Args:
-            loss: what the server of the task reports; None if that is lost too: then what it may have written
-                in place is poisoned.
-        """
+    def lost(self, loss: Loss) -> None:
+        """Ends every lend of a task that will not return: all rolled back, or all poisoned."""
         index = 0
-        for guard, in_place in self.lends:
-            is_mutable = not isinstance(guard, _core.Ref)
-            pointer = None
-            if is_mutable and loss is not None:
-                pointer, index = loss.lends[index] if index < len(loss.lends) else None, index + 1
-            if is_mutable and (loss.poisoned if loss else in_place and not self.was_rolled_back):
+        for guard, _ in self.lends:
+            if isinstance(guard, _core.Ref):
+                guard._end_lend(self, "rolled_back")
+                continue
+            pointer, index = loss.lends[index] if index < len(loss.lends) else None, index + 1
+            if loss.poisoned:
                 guard._end_lend(self, "poisoned", pointer, self._poison(loss))
             else:
                 guard._end_lend(self, "rolled_back")
         self.lends.clear()
 
-    def _poison(self, loss: Loss | None) -> dict[str, str]:
-        if loss is None:
-            return {"task": f"task {self.name}", "worker": f"server {self.target}"}
+    def refused(self, poisoned: bool) -> Loss:
+        """The task has returned, but its completion found no room here.
+
+        Cost: 1 message for each block of its poisoned lends that is on another server.
+        """
+        now = self._lends_now()[0] if poisoned else []
+        return Loss(poisoned, 0, "its completion found no room", "", now)
+
+    def unreported(self, *, gone: int = _core.NO_SERVER) -> Loss:
+        """The loss of a task of which nobody can say more: what it was lent says whether it was written.
+
+        A block that has another version than was lent was written in place, by the task or below it. Cost: 1
+        message for each block of its mutable lends that is on another server.
+
+        Args:
+            gone: its server, if that has ended. What lay there is lost, or its backup has it as it was lent;
+                else what the task may have written there is taken for written.
+        """
+        now, written = self._lends_now(gone)
+        unsure = gone == _core.NO_SERVER and any(lend.in_place for lend in self.lends)
+        return Loss(written or unsure, 0, "", "", now)
+
+    def _lends_now(self, gone: int = _core.NO_SERVER) -> tuple[list[Pointer | None], bool]:
+        """Of every mutable lend, where it is under the version it has now; whether one was written."""
+        now: list[Pointer | None] = []
+        written = False
+        for address, colour, extent_bytes, flags in self.records:
+            pointer = (address, colour, extent_bytes)
+            if not flags & LENT_MUTABLE:
+                continue
+            if flags & PART:  # its colour is drawn when the array is joined
+                now.append(pointer)
+                continue
+            found, is_written = runtime.current().look_at_lent(pointer, gone)
+            now.append(found)
+            written = written or is_written
+        return now, written
+
+    def _poison(self, loss: Loss) -> dict[str, str]:
+        if not loss.pid:
+            return {"task": f"task {self.name}", "worker": f"server {self.target}", "reason": loss.reason}
         worker = f"worker (pid {loss.pid}) on server {self.target}"
         return {"task": f"task {self.name}", "worker": worker, "reason": loss.reason, "time": loss.time}
 
@@ -382,7 +415,7 @@ def open_loss(here: _core.Runtime, pointer: Pointer) -> Loss | None:
     pin = here.open(pointer, False, RELEASE_SHALLOW)
     poisoned, pid, at_ns = _LOSS.unpack_from(pin.meta)
     time = datetime.fromtimestamp(at_ns / 1e9).astimezone().isoformat(" ", "seconds")
-    lends = [child[:3] for child in pin.children]
+    lends: list[Pointer | None] = [child[:3] for child in pin.children]
     return Loss(bool(poisoned), pid, pin.meta[_LOSS.size :].decode(errors="replace"), time, lends)
 
 

@@ -327,6 +327,18 @@ class OutOfMemoryError(ClusterError, MemoryError):
     largest: tuple[str, ...] = ()  # live objects with size and owner, biggest first
 
 
+class ResultRefusedError(OutOfMemoryError):
+    """A task has returned, but its spawner's server had no room for what it returned: that is gone."""
+
+    template = (
+        "task {task} has returned, but there is no room[ on {server}] for its result; its mutable borrows"
+        " {outcome}"
+    )
+
+    task: str = "a task"
+    outcome: str = "have ended"  # or `were rolled back`, `are poisoned`
+
+
 class WorkerLostError(ClusterError):
     """The process that ran a task ended before the task did."""
 

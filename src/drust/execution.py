@@ -119,9 +119,11 @@ def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, r
     mutable = [i for i, child in enumerate(children) if child[3] & calls.LENT_MUTABLE and parts[i] is None]
     lease = lends.Lease(here, entry)
     opened: list[tuple[int, lends.Lent]] = []
+    moved = {i for i, child in enumerate(children) if not child[3] & (calls.LENT_SHARED | calls.LENT_MUTABLE)}
 
     def load(child: int) -> object:
         flags = children[child][3]
+        moved.discard(child)
         if not flags & (calls.LENT_SHARED | calls.LENT_MUTABLE):
             return handles.receive(call.pin, child)
         column = call.header.columns.get(child)
@@ -139,6 +141,8 @@ def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, r
         result = function(*args, **kwargs)
     except BaseException as failure:  # noqa: BLE001 - SystemExit too ends the task, not the worker
         error = failure
+    for child in moved:  # the function could not be had, or its arguments not decoded: nobody will take them
+        handles.receive(call.pin, child)
     lease.drain()
     outcome = calls.Outcome(result, error, len(mutable), remote=remote)
     if error is not None:

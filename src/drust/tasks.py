@@ -20,6 +20,7 @@ from drust.errors import (
     BorrowTimeoutError,
     ConfigError,
     DrustError,
+    ResultRefusedError,
     ServerLostError,
     WorkerLostError,
 )
@@ -29,7 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _LOOK_MS = 500  # between looks at whether the server that runs the task is alive
-_DONE = 1  # of a record; else its task was lost
+_SILENCE_S = 4.0  # as kPeerTimeoutMs: a server of which nobody says that it has ended is written off after it
+_DONE = 1  # of a record, as tasks::RecordState; else its task was lost
+_REFUSED, _REFUSED_POISONED = 6, 10  # or it has returned, and there was no room here for its completion
 RETRIES_MAX = 1000
 
 _POLLED_PER_SPAWN = 2
@@ -54,6 +57,7 @@ class JoinHandle(Generic[T]):
         "_record",
         "_runtime",
         "_server",
+        "_silent_s",
         "_value",
         "name",
     )
@@ -65,6 +69,7 @@ class JoinHandle(Generic[T]):
         self._call: calls.Outgoing | None = call
         self._runtime = runtime.current()
         self._epoch = self._runtime.endpoint(server)[0] if server != self._runtime.server else 0
+        self._silent_s = 0.0  # since when its server has not answered; 0 while it does
         self._finished = False
         self._value: Any = None
         self._error: BaseException | None = None
@@ -92,6 +97,8 @@ class JoinHandle(Generic[T]):
             WorkerLostError: the process that ran it ended. What the task was lent mutably is as before, or
                 poisoned where it was being written in place, all of it alike.
             ServerLostError: its server, or this process's, does not answer any more.
+            ResultRefusedError: an OutOfMemoryError: it has returned, but there was no room here for what it
+                returned. What it was lent mutably is as before, or poisoned, as with a lost worker.
             BaseException: whatever the task raised, with the remote traceback as its cause.
         """
         if not self.poll():
@@ -127,20 +134,41 @@ class JoinHandle(Generic[T]):
             self._look()
 
     def _look(self) -> None:
-        """Ends the wait if nobody is left who could complete the task: 1 ping where it runs elsewhere."""
+        """Ends the wait if nobody is left who could complete the task: 1 ping where it runs elsewhere.
+
+        If the table says that its server has ended, what it was lent may be in tasks further down: the record
+        is completed once that is over. If it is only silent, nobody will ever say.
+        """
         try:
             runtime.check_alive()
-            if self._server != self._runtime.server:
-                self._runtime.ping(self._server)
         except ServerLostError as error:
-            if not self.poll():
-                lost = ServerLostError(
-                    object=f"task {self.name}", server=f"server {self._server}", reason=error.reason
-                )
-                with self._lock:
-                    if self._call is not None:
-                        self._call.lost(None)
-                        self._settle(None, lost, is_over=False)
+            self._write_off(error)
+            return
+        if self._server == self._runtime.server:
+            return
+        began_s = time.monotonic()
+        try:
+            self._runtime.ping(self._server)
+            self._silent_s = 0.0
+        except ServerLostError as error:
+            epoch, _, port = self._runtime.endpoint(self._server)
+            if epoch != self._epoch or not port:
+                self._silent_s = 0.0
+                return
+            self._silent_s = self._silent_s or began_s
+            if time.monotonic() - self._silent_s > _SILENCE_S - _LOOK_MS / 1000:
+                self._write_off(error)
+
+    def _write_off(self, error: ServerLostError) -> None:
+        if self.poll():
+            return
+        lost = ServerLostError(
+            object=f"task {self.name}", server=f"server {self._server}", reason=error.reason
+        )
+        with self._lock:
+            if self._call is not None:
+                self._call.lost(self._call.unreported())
+                self._settle(None, lost, is_over=False)
 
     def poll(self, wait_ms: int = 0) -> bool:
         """Takes in the completion if it comes within `wait_ms`: the lends end, the result is here."""
@@ -163,16 +191,23 @@ class JoinHandle(Generic[T]):
                 completion = calls.open_completion(self._runtime, block)
                 call.committed(completion)
                 self._settle(completion, None)
+            elif state in (_REFUSED, _REFUSED_POISONED):
+                loss = call.refused(state == _REFUSED_POISONED)
+                refused = ResultRefusedError(
+                    task=self.name,
+                    server=f"server {self._runtime.server}",
+                    outcome=call.outcome_of(loss),
+                )
+                call.lost(loss)
+                self._settle(None, refused)
             elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
-                # Who has its replicas has them as they were lent: nothing was written in place there.
-                call.was_rolled_back = runtime.config().replicas > 0
-                call.lost(None)
+                call.lost(call.unreported(gone=self._server))
                 lost = ServerLostError(
                     object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
                 )
                 self._settle(None, lost)
             else:
-                loss = calls.open_loss(self._runtime, block)
+                loss = calls.open_loss(self._runtime, block) or call.unreported()
                 outcome = call.outcome_of(loss)
                 call.lost(loss)
                 self._settle(None, self._lost(loss, outcome))
@@ -181,12 +216,12 @@ class JoinHandle(Generic[T]):
     def _has_ended(self) -> bool:
         return self._finished
 
-    def _lost(self, loss: calls.Loss | None, outcome: str) -> WorkerLostError:
+    def _lost(self, loss: calls.Loss, outcome: str) -> WorkerLostError:
         return WorkerLostError(
             task=self.name,
-            worker=f"the worker (pid {loss.pid})" if loss is not None and loss.pid else "its worker",
+            worker=f"the worker (pid {loss.pid})" if loss.pid else "its worker",
             server=f"server {self._server}",
-            reason=loss.reason if loss is not None else "",
+            reason=loss.reason,
             outcome=outcome,
         )
 

@@ -247,6 +247,9 @@ class LocalCluster:
             case messages.Joined():
                 if self._recovery:
                     self._recovery.joined(server.number)
+            case messages.Fenced(turn=turn):
+                if self._recovery:
+                    self._recovery.fenced(server.number, turn)
             case messages.Protected() as done:
                 if self._recovery:
                     self._recovery.protected(done)

@@ -2,6 +2,7 @@
 
     everyone <--Endpoints--  the row has no port: nobody sends there, records of its tasks are settled as
     everyone --Joined-->     lost, and who owns which of its values has been told to its backup
+    everyone <--Fence--      tasks that had lent something with them are lost later: fence.py
     backup   <--Endpoints--  it takes the place
     backup   --Joined-->
     everyone <--Endpoints--  whoever waits goes on, there
@@ -19,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
+from drust.engines.fence import Fence
 from drust.engines.ring import Ring
 from drust.server import messages
 from drust.server.loop import Loop
@@ -64,10 +66,12 @@ class Recovery:
         self._pending: set[int] = set()
         self._turn = 0  # so that a timer of an earlier step does nothing
         self._noticed_s: dict[int, float] = {}
+        self._fence = Fence(cluster)
 
     def lost(self, server: int) -> None:
         """A server has ended."""
         self._noticed_s[server] = time.monotonic()
+        self._fence.lost(server)
         self._waiting.append(server)
         if self._steps is None:
             self._next_loss()
@@ -81,6 +85,10 @@ class Recovery:
         self._pending.discard(server)
         if not self._pending:
             self._advance()
+
+    def fenced(self, server: int, turn: int) -> None:
+        """A server has ended what it ran for lost ones."""
+        self._fence.answered(server, turn)
 
     def ready(self, server: int, host: str, port: int) -> None:
         """A server that was started again listens."""
@@ -135,7 +143,9 @@ class Recovery:
                 _logger.error("the only replicas of server %s are lost with server %d", others, server)
             else:
                 _logger.error("server %d had no backup: what it held is gone", server)
-        yield self._send_table(self._cluster.living)
+        joining = self._send_table(self._cluster.living)
+        self._fence.begin(server)
+        yield joining
         if self._restarts:
             if self._cluster.restart(server, self._ring.next_incarnation(server)):
                 return

@@ -48,7 +48,7 @@ class Ring:
             by = place.by if place.by != number else None
             rows.append(
                 Endpoint(server=number, host=place.host, port=place.port, epoch=place.epoch, by=by,
-                         backup=place.backup)
+                         backup=place.backup, incarnation=place.incarnation)
             )  # fmt: skip
         return rows
 

@@ -29,6 +29,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         epoch: raised at each change of host, port or `by`.
         by: the server that answers in its place, where another one does.
         backup: the server that has its replicas, or is about to take its place.
+        incarnation: of the process that has, or last had, this number.
     """
 
     server: int
@@ -37,6 +38,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 1
     by: int | None = None
     backup: int | None = None
+    incarnation: int = 1
 
 
 class Start(Message, frozen=True):
@@ -92,13 +94,23 @@ class FreeOrphans(Message, frozen=True):
     server: int
 
 
+class Fence(Message, frozen=True):
+    """End the tasks that hold what was lent on through a lost server; answer Fenced when none runs."""
+
+    turn: int
+
+
+class Settle(Message, frozen=True):
+    """Every server has answered: tell whoever joins a task of a lost server."""
+
+
 class Stop(Message, frozen=True):
     """End, giving workers `grace_s` to end by themselves."""
 
     grace_s: float
 
 
-ToServer = Start | Endpoints | FreeOrphans | Stop
+ToServer = Start | Endpoints | FreeOrphans | Fence | Settle | Stop
 
 # -- server -> driver ----------------------------------------------------------------------------------------
 
@@ -118,6 +130,12 @@ class Failed(Message, frozen=True):
 
 class Joined(Message, frozen=True):
     """The endpoint table stands in the partition."""
+
+
+class Fenced(Message, frozen=True):
+    """No task runs there that holds what was lent on through a server lost before that `turn`."""
+
+    turn: int
 
 
 class Protected(Message, frozen=True):
@@ -180,7 +198,7 @@ class ServerReplaced(Message, frozen=True):
     seconds: float
 
 
-ToDriver = Ready | Failed | Joined | Protected | Output | WorkerLost | WorkersGivenUp | ServerLost
+ToDriver = Ready | Failed | Joined | Fenced | Protected | Output | WorkerLost | WorkersGivenUp | ServerLost
 # What an engine tells the driver's runtime.
 Event = WorkerLost | WorkersGivenUp | ServerLost | ServerReplaced | Protected
 

@@ -82,8 +82,9 @@ class Pool:
         self._on_empty: Callable[[], None] | None = None
         self._tasks_run = 0
         self._deaths: deque[float] = deque(maxlen=DEATHS_MAX)  # times of the deaths that count
-        self._reaping: queue.SimpleQueue[tuple[int, str, Callable[[int], None]]] = queue.SimpleQueue()
+        self._reaping: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
+        self._fences: list[Callable[[], None]] = []  # the reaper's thread alone
 
     # -- starting --------------------------------------------------------------------------------------------
 
@@ -238,29 +239,63 @@ class Pool:
 
         `reason` says how it ended, for whoever joins those tasks.
         """
+        self._put(functools.partial(self._reap, pid, reason, done))
+
+    def lose(self, server: int, incarnation: int) -> None:
+        """Another server is lost: tasks that were spawned from there have nobody who waits for them."""
+        self._put(functools.partial(self._plane.lose, server, incarnation))
+
+    def fence(self, done: Callable[[], None]) -> None:
+        """Ends the tasks that hold what was lent on through a lost server; `done` is called once none runs.
+
+        Their workers are killed: nobody waits for such a task, and who had lent what it holds may not have
+        it back before. A task that has lent it on is waited for.
+        """
+        self._put(functools.partial(self._fences.append, done))
+
+    def _put(self, step: Callable[[], None]) -> None:
         if self._reaper is None:
             self._reaper = threading.Thread(target=self._reap_all, name="drust-reaper", daemon=True)
             self._reaper.start()
-        self._reaping.put((pid, reason, done))
+        self._reaping.put(step)
 
     def _reap_all(self) -> None:
         """What a dead process has on loan is waited for here, with a look now and then."""
         waiting = 0
         while True:
             try:
-                pid, reason, done = self._reaping.get(timeout=_TEND_S if waiting else None)
+                step = self._reaping.get(timeout=_TEND_S if waiting or self._fences else None)
             except queue.Empty:
-                waiting = self._tend()
-                continue
-            lost_tasks = 0
-            try:
-                for row in self._plane.processes():
-                    if row["pid"] == pid:
-                        lost_tasks += self._plane.reap(row["slot"], row["generation"], pid, reason)
-            except Exception:  # else the next dead worker would wait for ever
-                _logger.exception("what process %d held could not all be given back", pid)
-            self._loop.post(functools.partial(done, lost_tasks))
+                pass
+            else:
+                step()
             waiting = self._tend()
+            if self._fences:
+                self._close_fences()
+
+    def _reap(self, pid: int, reason: str, done: Callable[[int], None]) -> None:
+        lost_tasks = 0
+        try:
+            for row in self._plane.processes():
+                if row["pid"] == pid:
+                    lost_tasks += self._plane.reap(row["slot"], row["generation"], pid, reason)
+        except Exception:  # else the next dead worker would wait for ever
+            _logger.exception("what process %d held could not all be given back", pid)
+        self._loop.post(functools.partial(done, lost_tasks))
+
+    def _close_fences(self) -> None:
+        closed, pids = self._plane.fence()
+        self._loop.post(functools.partial(self._end_orphans, pids))
+        if closed:
+            for done in self._fences:
+                self._loop.post(done)
+            self._fences.clear()
+
+    def _end_orphans(self, pids: list[int]) -> None:
+        for place in self.places:
+            if place.process and place.process.pid in pids and not place.verdict:
+                place.verdict = "it held what was lent through a lost server, so it was ended: "
+                place.process.kill()
 
     def _tend(self) -> int:
         try:

@@ -88,6 +88,10 @@ class Supervisor:
                 _logger.info(
                     "%d values of server %d had no owner left", self._plane.free_orphans(server), server
                 )
+            case messages.Fence(turn=turn):
+                self._pool.fence(lambda: self._send(messages.Fenced(turn)))
+            case messages.Settle():
+                _logger.debug("%d tasks of lost servers have ended", self._plane.settle_records())
             case messages.Stop(grace_s=grace_s):
                 self._stop(grace_s, "asked to")
             case messages.Start():
@@ -126,8 +130,9 @@ class Supervisor:
         )
         if before is None:
             return
-        if not row.port and before.port:
-            self._plane.fail_records(row.server)
+        if before.port and (not row.port or row.incarnation != before.incarnation):
+            self._plane.fail_records(row.server, before.incarnation)
+            self._pool.lose(row.server, before.incarnation)
         is_mine = row.by == me or (row.by is None and row.server == me)
         if is_mine and row.port and row.backup is not None and (takes_over or row.backup != before.backup):
             self._protect(row.backup, row.server)
