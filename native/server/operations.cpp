@@ -398,10 +398,12 @@ Answer Operations::complete(const wire::RequestHeader& header, Intake& intake) {
   const auto met = deliver_here(heap_, pointer_of(header), state, completion, remote, made);
   for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
   for (const GlobalPointer& pointer : made) elsewhere_.free(pointer, wire::FreeItem::kMade);
+  Answer answer;
   if (met == tasks::Delivery::applied) {
     for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
+    answer.pointer.colour = wire::kCompletionCounted;
   }
-  return {};
+  return answer;
 }
 
 }  // namespace drust::server

@@ -6,6 +6,9 @@
 // one flag in its header (BlockFlag::kReplicated) is all that has to be remembered: the second hand-over of
 // the same version costs a look at that flag.
 //
+// A block is marked (kHasReplica) before its version is sent: a process that dies in between leaves a block whose
+// free is told.
+//
 // What lies elsewhere is the business of the server it lies on: its pointer came here by a hand-over.
 //
 // Rejected: replicating at the end of every mutable borrow (what no other server was told of dies with its
@@ -20,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/kill_point.hpp"
 #include "heap/block.hpp"
 #include "server/peers_pool.hpp"
 #include "server/snapshot.hpp"
@@ -59,20 +63,49 @@ std::vector<Replica> missing_below(const heap::Partition& partition, const heap:
   return found;
 }
 
+// Before they are sent: from here on whoever frees one of them tells the backup. Those that had a version there are
+// appended to `superseded`.
+void mark_sent(const heap::Partition& partition, std::vector<Replica>& versions, std::vector<Address>& superseded) {
+  std::erase_if(versions, [&](const Replica& each) {
+    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
+    if (!block.ok()) return true;  // its owner broke the rule that what is handed over is held
+    const std::uint32_t before = block.value().header().flags.fetch_or(heap::kHasReplica);
+    if ((before & heap::kHasReplica) != 0) superseded.push_back(each.primary.address);
+    return false;
+  });
+  kill_point("replicate.marked");
+}
+
+void mark_stored(const heap::Partition& partition, const std::vector<Replica>& versions) {
+  kill_point("replicate.stored");
+  for (const Replica& each : versions) {
+    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
+    if (block.ok()) block.value().header().flags.fetch_or(heap::kReplicated);
+  }
+}
+
 }  // namespace
 
 Status Peers::Pool::replicate(const heap::Block& parent, HandOver& hand_over) {
   ServerId backup = partition.endpoint(partition.server()).backup;
   if (backup == kNoServer || parent.header().child_count == 0) return {};
-  const std::vector<Replica> missing = missing_below(partition, parent);
+  std::vector<Replica> missing = missing_below(partition, parent);
   if (missing.empty()) return {};
   const auto deadline = Clock::now() + std::chrono::milliseconds(kPromotionWaitMs);
   hand_over.stamp = partition.draw_replica_stamp();
-  for (;;) {
+  mark_sent(partition, missing, hand_over.superseded);
+  while (!missing.empty()) {
     Status status = send_replicas(backup, missing, hand_over.stamp);
-    if (status.ok()) break;
-    if (status.code() != Code::server_lost) return status;
     ServerId next = backup;
+    if (status.ok()) {
+      mark_stored(partition, missing);
+      // One that was lost meanwhile: whoever copied what was marked to the next may have looked before this mark.
+      next = partition.endpoint(partition.server()).backup;
+      if (next == backup || next == kNoServer) return {};
+      backup = next;
+      continue;
+    }
+    if (status.code() != Code::server_lost) return status;
     while (next == backup && Clock::now() < deadline && !partition.is_closed()) {
       std::this_thread::sleep_for(kBackupLook);
       next = partition.endpoint(partition.server()).backup;
@@ -80,16 +113,6 @@ Status Peers::Pool::replicate(const heap::Block& parent, HandOver& hand_over) {
     if (next == kNoServer) return {};  // the engine has said so, and logged it
     if (next == backup) return status;
     backup = next;
-  }
-  for (const Replica& each : missing) {
-    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
-    if (!block.ok()) {  // its owner broke the rule that what is handed over is held
-      drop_replica_later(each.primary.address, partition.draw_replica_stamp());
-      continue;
-    }
-    const std::uint32_t before =
-        block.value().header().flags.fetch_or(heap::kReplicated | heap::kHasReplica, std::memory_order_acq_rel);
-    if ((before & heap::kHasReplica) != 0) hand_over.superseded.push_back(each.primary.address);
   }
   return {};
 }
