@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 import pytest
@@ -21,11 +20,10 @@ import drust
 from drust import Box, ServerLostError, Session
 from drust.bench import replication
 from drust.config import Config
-from drust.engines.recovery import Recovery
 from drust.engines.ring import Ring
 from drust.errors import ConfigError, WorkerLostError
 from drust.server import messages
-from drust.server.loop import Loop
+from fake_cluster import recovery_of
 
 WITHIN_S = 5.0  # of every wait on a lost server
 
@@ -357,7 +355,7 @@ def test_a_replica_needs_another_server():
 @settings(max_examples=300, deadline=None)
 @given(st.integers(2, 7), st.data())
 def test_as_long_as_replicas_are_in_time_every_server_is_answered_for(servers, data):
-    ring = Ring([("host", 1000 + number) for number in range(servers)], 1, 0)
+    ring = Ring([("host", 1000 + number) for number in range(servers)], 0)
     living = set(range(servers))
     epochs = [row.epoch for row in ring.table]
     while len(living) > 1:
@@ -380,7 +378,7 @@ def test_as_long_as_replicas_are_in_time_every_server_is_answered_for(servers, d
 
 
 def test_what_was_not_replicated_in_time_is_gone_and_nobody_waits_for_it():
-    ring = Ring([("host", 1000 + number) for number in range(4)], 1, 0)
+    ring = Ring([("host", 1000 + number) for number in range(4)], 0)
     assert ring.lose(1) == []
     assert ring.replace(1) == 2
     assert 1 in ring.unprotected
@@ -389,45 +387,6 @@ def test_what_was_not_replicated_in_time_is_gone_and_nobody_waits_for_it():
     assert ring.table[2].backup == 3
     assert ring.replace(2) == 3
     assert (ring.table[1].port, ring.table[2].by) == (0, 3)
-
-
-class FakeLoop:
-    """Timers that fire when a test says so."""
-
-    def __init__(self) -> None:
-        self.timers: list[Callable[[], object]] = []
-
-    def call_later(self, delay_s: float, callback: Callable[[], object]) -> None:
-        self.timers.append(callback)
-
-    def fire(self) -> None:
-        due, self.timers = self.timers, []
-        for callback in due:
-            callback()
-
-
-class FakeCluster:
-    """Servers that say nothing: what each was sent last, and what the script was told."""
-
-    def __init__(self, servers: int) -> None:
-        self.living = list(range(servers))
-        self.sent: dict[int, messages.Message] = {}
-        self.told: list[messages.Event] = []
-
-    def send(self, server: int, message: messages.Message) -> None:
-        self.sent[server] = message
-
-    def restart(self, server: int, incarnation: int) -> bool:
-        return False
-
-    def tell(self, event: messages.Event) -> None:
-        self.told.append(event)
-
-
-def recovery_of(servers: int) -> tuple[Recovery, FakeLoop, FakeCluster, Ring]:
-    loop, cluster = FakeLoop(), FakeCluster(servers)
-    ring = Ring([("host", 1000 + number) for number in range(servers)], 1, 0)
-    return Recovery(cast(Loop, loop), ring, cluster, restarts=False), loop, cluster, ring
 
 
 def test_others_hear_of_a_successor_only_when_it_has_taken_the_place():

@@ -1,17 +1,19 @@
 // The sending side of replication: what a hand-over makes visible to another server is on the backup first.
 //
-// The call or completion block that is about to leave names, in its child table, everything it hands over.
-// From there the tree of what those blocks own is walked, as far as it lies in this partition and that version
-// is not on the backup yet; all of it goes in one commit. A version is immutable once it was handed out, so
-// one flag in its header (BlockFlag::kReplicated) is all that has to be remembered: the second hand-over of
-// the same version costs a look at that flag.
+// The call or completion block that is about to leave names, in its child table, everything it hands over, and
+// says of each whether it is to have a replica (protocol::is_replicated). From those that are, the tree of what
+// they own is walked, as far as it lies in this partition and that version is not on the backup yet; all of it
+// goes in one commit: what is inside a value is part of it, whatever its own handle said. A version is immutable
+// once it was handed out, so one flag in its header (BlockFlag::kReplicated) is all that has to be remembered:
+// the second hand-over of the same version costs a look at that flag.
 //
 // A block is marked (kHasReplica) before its version is sent: a process that dies in between leaves a block whose
 // free is told.
 //
 // What lies elsewhere is the business of the server it lies on: its pointer came here by a hand-over.
 //
-// Rejected: replicating at the end of every mutable borrow (what no other server was told of dies with its
+// Rejected: the choice as a bit of the block's header (it would have to be copied by everything that makes a new
+// version, and the value that takes a block's place has none to copy it from); replicating at the end of every mutable borrow (what no other server was told of dies with its
 // owner anyway, and most borrows end where they began); shipping after the hand-over (between the two, another
 // server has seen a value that a crash loses).
 #include <sys/uio.h>
@@ -25,6 +27,7 @@
 
 #include "base/kill_point.hpp"
 #include "heap/block.hpp"
+#include "protocol/replication.hpp"
 #include "server/peers_pool.hpp"
 #include "server/snapshot.hpp"
 
@@ -38,13 +41,16 @@ bool is_part(const heap::ChildPointer& child) noexcept {
   return (child.flags & heap::ChildPointer::kBorrowed) == 0 || (child.flags & heap::ChildPointer::kTied) != 0;
 }
 
-// The versions of this partition below `parent` that the backup does not have, children before their parents
-// or after them: a commit has no order.
+// The versions of this partition that `parent` hands over, with what they own, and that the backup is to have and
+// does not: children before their parents or after them, a commit has no order.
 std::vector<Replica> missing_below(const heap::Partition& partition, const heap::Block& parent) {
   std::vector<Replica> found;
   std::unordered_set<std::uint64_t> seen;
   std::vector<GlobalPointer> open;
-  for (const heap::ChildPointer& child : parent.children()) open.push_back(child.pointer());
+  for (const heap::ChildPointer& child : parent.children()) {
+    const bool is_excepted = (child.flags & heap::ChildPointer::kExcepted) != 0;
+    if (protocol::is_replicated(partition.replicates_all(), is_excepted)) open.push_back(child.pointer());
+  }
   while (!open.empty()) {
     const GlobalPointer pointer = open.back();
     open.pop_back();

@@ -57,6 +57,8 @@ class Server {
   // Records of tasks that were sent there are settled as lost: whoever joins them is told at once. Returns how
   // many.
   std::size_t fail_records(ServerId lost);
+  // No process of that incarnation of it changes its replicas here from now on. Returns what there is of it.
+  Replicas::Usage close_replicas(ServerId lost, std::uint16_t incarnation);
   // This server answers in its place from now on.
   Replicas::Usage promote(ServerId lost);
   // Frees what of it nobody owns. Returns how many values.

@@ -164,8 +164,7 @@ class JoinHandle(Generic[T]):
                 call.committed(completion)
                 self._settle(completion, None)
             elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
-                # Who has its replicas has them as they were lent: nothing was written in place there.
-                call.was_rolled_back = runtime.config().replicas > 0
+                call.is_server_lost = True
                 call.lost(None)
                 lost = ServerLostError(
                     object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
