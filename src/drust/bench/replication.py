@@ -1,9 +1,10 @@
 """`drust bench replication`: what replicas cost where a value is handed over, and how long a loss takes.
 
 Idea: the same program runs in two clusters of three servers, one with replicas and in this process, one
-without in a partner process; their samples take turns, so that the ratio is of pairs. A loss is measured in
-clusters of its own: from the `kill -9` to the first value that is read again, and to the end of the copying
-that makes the next loss bearable, beside a socket that streams as many bytes.
+without in a partner process; their samples take turns, so that the ratio is of pairs. Then a Box without a
+replica, beside others that have one, against one where there are none. A loss is measured in clusters of its
+own: from the `kill -9` to the first value that is read again, and to the end of the copying that makes the
+next loss bearable, beside a socket that streams as many bytes.
 Rejected: two sessions in one process, one after the other (drift between the two becomes the result).
 """
 
@@ -37,6 +38,7 @@ LOSSES_BYTES = (2**20, 64 * 2**20, 256 * 2**20)  # on the server that is lost
 HEAP_BYTES_MAX = 2**30
 _OTHER = 1
 _BOX_BYTES = 2**20
+_KEPT_BOXES = 64
 _RECOVERY_AIM = Aim(kind="seconds", bound=5.0)
 _LONG_S = 60.0
 _STREAM_CHUNK_BYTES = 2**20
@@ -47,11 +49,11 @@ def add(values: Floats) -> None:
     values += 1.0
 
 
-def make_boxes(count: int, nbytes: int) -> "list[Box[Floats]]":
+def make_boxes(count: int, nbytes: int, replicas: int | None = None) -> "list[Box[Floats]]":
     """A task: boxes whose values stay on the server that runs it."""
     boxes: list[Box[Floats]] = []
     for _ in range(count):
-        box: Box[Floats] = empty_array(nbytes // 8)
+        box: Box[Floats] = empty_array(nbytes // 8, replicas=replicas)
         with box.borrow_mut() as values:
             values.fill(7.0)
         boxes.append(box)
@@ -151,6 +153,28 @@ def hand_overs(bench: Bench, partner: ProcessPoolExecutor) -> Iterator[Row]:
         yield row
 
 
+def choices(bench: Bench, partner: ProcessPoolExecutor) -> Iterator[Row]:
+    """What a Box that asked for no replica costs beside some that did, over what it costs where none did."""
+    kept = spawn(make_boxes, _KEPT_BOXES, _BOX_BYTES // _KEPT_BOXES, 1, server=_OTHER).join()
+    for nbytes in SIZES_BYTES[:2]:
+
+        def here(count: int, nbytes: int = nbytes) -> float:
+            return sample("hand-over", nbytes, count)
+
+        def there(count: int, nbytes: int = nbytes) -> float:
+            return partner.submit(sample, "hand-over", nbytes, count).result(_LONG_S)
+
+        size = format_bytes(nbytes)
+        yield bench.compare(
+            f"plain-beside-kept-{size.replace(' ', '')}",
+            f"task changes {size} of a Box without a replica, where {len(kept)} others have one",
+            "the same where no Box has one",
+            Operation(here),
+            Operation(there),
+            Aim(kind="ratio", bound=1.05),
+        )
+
+
 def losses(quick: bool) -> Iterator[Row]:
     """Time from a kill to the first read, and to the end of re-replication, by the size of the partition."""
     for nbytes in LOSSES_BYTES[: 2 if quick else None]:
@@ -222,13 +246,14 @@ def run(*, quick: bool = False, progress: Callable[[str], None] = lambda _name: 
     progress("hand-overs")
     try:
         with (
-            init(servers=3, workers=1, heap_bytes=heap_bytes(), replicas=1) as session,
             Peers() as partners,
             ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_partner) as partner,
         ):
-            rows += hand_overs(Bench(session, partners, quick), partner)
+            for replicas, measure in ((1, hand_overs), (0, choices)):
+                with init(servers=3, workers=1, heap_bytes=heap_bytes(), replicas=replicas) as session:
+                    rows += measure(Bench(session, partners, quick), partner)
+                    _made.clear()
             partner.submit(shutdown).result(_LONG_S)
-            _made.clear()
         progress("losses")
         rows += losses(quick)
     except (peers.Unavailable, DrustError, OSError, AssertionError) as error:
