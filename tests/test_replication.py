@@ -28,8 +28,8 @@ from fake_cluster import recovery_of
 WITHIN_S = 5.0  # of every wait on a lost server
 
 
-def make(count: int, value: float) -> Box:
-    return Box(np.full(count, float(value)))
+def make(count: int, value: float, replicas: int | None = None) -> Box:
+    return Box(np.full(count, float(value)), replicas=replicas)
 
 
 def make_table(value: float) -> Box:
@@ -195,16 +195,19 @@ def test_two_servers_lost_at_once_are_an_error_that_says_so():
         assert time.monotonic() - began_s < WITHIN_S
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_server_killed_at_any_time_loses_nothing_that_another_could_have_seen(seed):
-    """Boxes live on server 1 and are changed there; the driver notes what each task it joined has left."""
+@pytest.mark.parametrize(("seed", "replicas"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 0), (5, 0), (6, 0)])
+def test_a_server_killed_at_any_time_loses_nothing_that_another_could_have_seen(seed, replicas):
+    """Boxes live on server 1 and are changed there; the driver notes what each task it joined has left. In a
+    session without replicas each of them asks for one."""
     dice = random.Random(seed)
-    with cluster(3) as session:
+    asked = None if replicas else 1
+    with cluster(3, replicas=replicas) as session:
         drust.spawn(os.getpid, server=1).join()
         blocks = drust.runtime.current().live_blocks()
         sizes = [10, 3000, 200_000]
         known = [
-            (drust.spawn(make, dice.choice(sizes), value, server=1).join(), [value]) for value in range(6)
+            (drust.spawn(make, dice.choice(sizes), value, asked, server=1).join(), [value])
+            for value in range(6)
         ]
         killer = killer_of(session.pids[1], dice.uniform(0, 0.15))
         release(killer)
