@@ -124,6 +124,8 @@ def test_a_box_that_asked_survives_its_server_and_one_that_did_not_is_an_error_t
             pass
         assert time.monotonic() - began_s < WITHIN_S
         assert "no replica" in str(failure.value)
+        assert f"address {plain._pin.pointer[0]:#x}" in failure.value.object
+        assert failure.value.server == "server 1"
         assert drust.spawn(add, kept.borrow_mut(), server=servers - 1).join() == 8
         assert first_of(kept) == 8
         wait_until(lambda: answered_by(session, 1) == 2 % servers)
