@@ -29,6 +29,7 @@ START = messages.Start(
     server=3,
     incarnation=1,
     heap_bytes=1,
+    replicates_all=False,
     host="127.0.0.1",
     threads=1,
     workers=2,

@@ -10,7 +10,6 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 import pytest
@@ -21,17 +20,16 @@ import drust
 from drust import Box, ServerLostError, Session
 from drust.bench import replication
 from drust.config import Config
-from drust.engines.recovery import Recovery
 from drust.engines.ring import Ring
 from drust.errors import ConfigError, WorkerLostError
 from drust.server import messages
-from drust.server.loop import Loop
+from fake_cluster import recovery_of
 
 WITHIN_S = 5.0  # of every wait on a lost server
 
 
-def make(count: int, value: float) -> Box:
-    return Box(np.full(count, float(value)))
+def make(count: int, value: float, replicas: int | None = None) -> Box:
+    return Box(np.full(count, float(value)), replicas=replicas)
 
 
 def make_table(value: float) -> Box:
@@ -197,16 +195,19 @@ def test_two_servers_lost_at_once_are_an_error_that_says_so():
         assert time.monotonic() - began_s < WITHIN_S
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_server_killed_at_any_time_loses_nothing_that_another_could_have_seen(seed):
-    """Boxes live on server 1 and are changed there; the driver notes what each task it joined has left."""
+@pytest.mark.parametrize(("seed", "replicas"), [(0, 1), (1, 1), (2, 1), (3, 1), (4, 0), (5, 0), (6, 0)])
+def test_a_server_killed_at_any_time_loses_nothing_that_another_could_have_seen(seed, replicas):
+    """Boxes live on server 1 and are changed there; the driver notes what each task it joined has left. In a
+    session without replicas each of them asks for one."""
     dice = random.Random(seed)
-    with cluster(3) as session:
+    asked = None if replicas else 1
+    with cluster(3, replicas=replicas) as session:
         drust.spawn(os.getpid, server=1).join()
         blocks = drust.runtime.current().live_blocks()
         sizes = [10, 3000, 200_000]
         known = [
-            (drust.spawn(make, dice.choice(sizes), value, server=1).join(), [value]) for value in range(6)
+            (drust.spawn(make, dice.choice(sizes), value, asked, server=1).join(), [value])
+            for value in range(6)
         ]
         killer = killer_of(session.pids[1], dice.uniform(0, 0.15))
         release(killer)
@@ -357,7 +358,7 @@ def test_a_replica_needs_another_server():
 @settings(max_examples=300, deadline=None)
 @given(st.integers(2, 7), st.data())
 def test_as_long_as_replicas_are_in_time_every_server_is_answered_for(servers, data):
-    ring = Ring([("host", 1000 + number) for number in range(servers)], 1, 0)
+    ring = Ring([("host", 1000 + number) for number in range(servers)], 0)
     living = set(range(servers))
     epochs = [row.epoch for row in ring.table]
     while len(living) > 1:
@@ -380,7 +381,7 @@ def test_as_long_as_replicas_are_in_time_every_server_is_answered_for(servers, d
 
 
 def test_what_was_not_replicated_in_time_is_gone_and_nobody_waits_for_it():
-    ring = Ring([("host", 1000 + number) for number in range(4)], 1, 0)
+    ring = Ring([("host", 1000 + number) for number in range(4)], 0)
     assert ring.lose(1) == []
     assert ring.replace(1) == 2
     assert 1 in ring.unprotected
@@ -389,46 +390,6 @@ def test_what_was_not_replicated_in_time_is_gone_and_nobody_waits_for_it():
     assert ring.table[2].backup == 3
     assert ring.replace(2) == 3
     assert (ring.table[1].port, ring.table[2].by) == (0, 3)
-
-
-class FakeLoop:
-    """Timers that fire when a test says so."""
-
-    def __init__(self) -> None:
-        self.timers: list[Callable[[], object]] = []
-
-    def call_later(self, delay_s: float, callback: Callable[[], object]) -> None:
-        self.timers.append(callback)
-
-    def fire(self) -> None:
-        due, self.timers = self.timers, []
-        for callback in due:
-            callback()
-
-
-class FakeCluster:
-    """Servers that say nothing: what each was sent last, and what the script was told."""
-
-    def __init__(self, servers: int) -> None:
-        self.living = list(range(servers))
-        self.sent: dict[int, messages.Message] = {}
-        self.told: list[messages.Event] = []
-
-    def send(self, server: int, message: messages.Message) -> None:
-        if not isinstance(message, messages.Fence | messages.Settle):  # tests/test_fence.py
-            self.sent[server] = message
-
-    def restart(self, server: int, incarnation: int) -> bool:
-        return False
-
-    def tell(self, event: messages.Event) -> None:
-        self.told.append(event)
-
-
-def recovery_of(servers: int) -> tuple[Recovery, FakeLoop, FakeCluster, Ring]:
-    loop, cluster = FakeLoop(), FakeCluster(servers)
-    ring = Ring([("host", 1000 + number) for number in range(servers)], 1, 0)
-    return Recovery(cast(Loop, loop), ring, cluster, restarts=False), loop, cluster, ring
 
 
 def test_others_hear_of_a_successor_only_when_it_has_taken_the_place():

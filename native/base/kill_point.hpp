@@ -69,6 +69,9 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "deliver.versions.released",
     "deliver.completion.disowned",
     "deliver.completion.sent",
+    // a version on its way to the backup
+    "replicate.marked",
+    "replicate.stored",
     // requests to other servers
     "call.request.before",
     "call.request.sent",

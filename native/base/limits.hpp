@@ -64,6 +64,7 @@ inline constexpr std::uint64_t kKillBoardBytes = 4096;
 // Replicas.
 inline constexpr std::uint32_t kPromotionWaitMs = 4500;  // a request to a lost server waits so long for its successor
 inline constexpr std::uint32_t kFreesKeptMs = 3000;  // frees that a server may have taken with it are kept, to be repeated
+inline constexpr std::uint32_t kNoticesKeptMs = 2000;  // what a dead sender had put on the wire arrives within this
 inline constexpr std::uint64_t kReplicaBatchBytes = 16ULL << 20;  // one commit of what a new backup is given
 inline constexpr std::uint32_t kReplicaBatchBlocks = 256;
 

@@ -122,6 +122,11 @@ PyObject* make_box(PyObject* value) {
   return as_object(box);
 }
 
+bool is_excepted_with_all(const BoxObject* box) noexcept {
+  while (box->parent != nullptr) box = box->parent;
+  return box->is_excepted;
+}
+
 namespace {
 
 int traverse(PyObject* self, visitproc visit, void* arg) {

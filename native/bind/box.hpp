@@ -39,6 +39,7 @@ struct BoxObject {
   bool is_lent;        // a lend is out: the Box holds a reference to itself until it ends
   bool split_escaped;  // a part of the current split ended with survivors
   bool keeps_undo;     // lent here with undo=True: the value before is kept whatever its size
+  bool is_excepted;    // of replicas, from what the session says (ChildPointer::kExcepted)
   bool counts_in_parent;  // one of the parent's children_borrowed
   std::uint32_t
       epoch;  // of the process that made it: a forked child has another, and finds its handles inert
@@ -112,6 +113,8 @@ extern PyTypeObject ref_mut_type;
 [[nodiscard]] std::uint32_t process_epoch() noexcept;
 // A new Box of `value`, through hooks().adopt.
 [[nodiscard]] PyObject* make_box(PyObject* value);
+// Of replicas: what a hand-over says of the value. Boxes inside another's value go with that one.
+[[nodiscard]] bool is_excepted_with_all(const BoxObject* box) noexcept;
 // A Box with nothing in it yet.
 [[nodiscard]] BoxObject* new_box() noexcept;
 // Takes what a codec decoded. `pin` may be null; `writable`: decoded over the writable mapping.

@@ -119,11 +119,22 @@ PyObject* refuse_copy(PyObject* self, PyObject*) {
 }
 
 PyObject* make(PyTypeObject*, PyObject* arguments, PyObject* keywords) {
-  static const char* const kNames[] = {"value", nullptr};
+  static const char* const kNames[] = {"value", "replicas", nullptr};
   PyObject* value = nullptr;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O:Box", const_cast<char**>(kNames), &value) == 0)
+  PyObject* replicas = Py_None;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O|$O:Box", const_cast<char**>(kNames), &value, &replicas) == 0)
     return nullptr;
-  return make_box(value);
+  if (replicas == Py_None) return make_box(value);
+  if (hooks().choose_replicas == nullptr) {
+    PyErr_SetString(PyExc_RuntimeError, "replicas= needs a session");
+    return nullptr;
+  }
+  const Owned answer(PyObject_CallOneArg(hooks().choose_replicas, replicas));  // first: nothing is made for an error
+  const int is_excepted = answer ? PyObject_IsTrue(answer.get()) : -1;
+  if (is_excepted < 0) return nullptr;
+  PyObject* box = make_box(value);
+  if (box != nullptr) as_box(box)->is_excepted = is_excepted != 0;
+  return box;
 }
 
 PyMethodDef public_methods[] = {
@@ -159,7 +170,9 @@ bool register_box(PyObject* module) {
   methods.push_back(kNoMoreMethods);
   prepare_box_type(box_type);
   box_type.tp_name = "drust.Box";
-  box_type.tp_doc = "Box(value)\n\nOwns one value: lent, moved, and freed with its owner.";
+  box_type.tp_doc =
+      "Box(value, *, replicas=None)\n\nOwns one value: lent, moved, and freed with its owner. `replicas`: 1 keeps what "
+      "other servers could have seen of it on one more server, 0 does not; None does what the session does.";
   box_type.tp_new = make;
   box_type.tp_repr = box_repr;
   box_type.tp_methods = methods.data();

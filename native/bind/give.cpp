@@ -104,6 +104,7 @@ PyObject* into_inner(BoxObject* box) {
 PyObject* clone_box(BoxObject* box) {
   if (!begin_shared(box, -1)) return nullptr;
   PyObject* copy = box->kind == Kind::array ? clone_array(box) : clone_live(box);
+  if (copy != nullptr) as_box(copy)->is_excepted = box->is_excepted;
   const ErrorKept kept;
   end_shared(box, false);
   return copy;

@@ -16,7 +16,7 @@ struct Named {
   const char* name;
   PyObject* Hooks::* member;
 };
-constexpr std::array<Named, 11> kNamed = {{{"adopt", &Hooks::adopt},
+constexpr std::array<Named, 12> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"materialise", &Hooks::materialise},
                                            {"publish", &Hooks::publish},
                                            {"clone", &Hooks::clone},
@@ -26,7 +26,8 @@ constexpr std::array<Named, 11> kNamed = {{{"adopt", &Hooks::adopt},
                                            {"survivors", &Hooks::survivors},
                                            {"forbid_rollback", &Hooks::forbid_rollback},
                                            {"queue_free", &Hooks::queue_free},
-                                           {"settle", &Hooks::settle}}};
+                                           {"settle", &Hooks::settle},
+                                           {"choose_replicas", &Hooks::choose_replicas}}};
 
 PyObject* set_hooks(PyObject*, PyObject* arguments, PyObject* keywords) {
   if (PyTuple_GET_SIZE(arguments) != 0) {

@@ -26,6 +26,8 @@
 //     settle(box, is_named) -> Pin | None
 //         the block is about to get another owner or writer: a parent that names copies of the tied children
 //         that this process still has views of; `is_named`: of the whole value, under a name
+//     choose_replicas(replicas) -> bool
+//         for Box(value, replicas=...): whether that is another choice than the session's
 #pragma once
 
 #include <Python.h>
@@ -46,6 +48,7 @@ struct Hooks {
   PyObject* forbid_rollback = nullptr;
   PyObject* queue_free = nullptr;
   PyObject* settle = nullptr;
+  PyObject* choose_replicas = nullptr;
 };
 
 [[nodiscard]] const Hooks& hooks() noexcept;

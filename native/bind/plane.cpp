@@ -45,7 +45,8 @@ Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, serve
 }
 
 Plane* create(ServerId server, std::uint16_t incarnation, std::uint64_t heap_bytes, const std::string& host,
-              std::uint16_t port, std::uint32_t threads, nb::bytes token, nb::object log, std::uint32_t pid) {
+              std::uint16_t port, std::uint32_t threads, nb::bytes token, nb::object log, std::uint32_t pid,
+              bool replicates_all) {
   server::ServeOptions serve{.host = host, .port = port, .threads = threads, .token = {}, .log = {}};
   const auto* secret = reinterpret_cast<const std::byte*>(token.c_str());
   serve.token.assign(secret, secret + token.size());
@@ -61,7 +62,11 @@ Plane* create(ServerId server, std::uint16_t incarnation, std::uint64_t heap_byt
   }
   Result<std::unique_ptr<Plane>> plane = [&] {
     nb::gil_scoped_release unlocked;
-    return start({.server = server, .incarnation = incarnation, .heap_bytes = heap_bytes}, std::move(serve), pid);
+    return start({.server = server,
+                  .incarnation = incarnation,
+                  .heap_bytes = heap_bytes,
+                  .replicates_all = replicates_all},
+                 std::move(serve), pid);
   }();
   return unwrap(std::move(plane)).release();
 }
@@ -164,6 +169,7 @@ void register_plane(nb::module_& module) {
   nb::class_<Plane>(module, "ServerPlane", "A server's partition and serve threads.")
       .def_static("create", &create, nb::arg("server"), nb::arg("incarnation"), nb::arg("heap_bytes"), nb::arg("host"),
                   nb::arg("port"), nb::arg("threads"), nb::arg("token"), nb::arg("log").none(), nb::arg("pid"),
+                  nb::arg("replicates_all") = false,
                   nb::rv_policy::take_ownership)
       .def_prop_ro("memfd", [](const Plane& p) { return p.runtime.partition->memfd(); })
       .def_prop_ro("port", [](const Plane& p) { return p.server->port(); })
@@ -180,9 +186,15 @@ void register_plane(nb::module_& module) {
       .def("settle_records", [](Plane& p) { return p.server->settle_records(); })
       .def("lose", &lose, nb::arg("lost"), nb::arg("incarnation"), "By the reaping thread, as reap() and tend().")
       .def("fence", &fence, "(closed, pids of workers to be ended). By the reaping thread.")
+      .def("close_replicas",
+           [](Plane& p, ServerId lost, std::uint16_t incarnation) {
+             return usage_tuple(p.server->close_replicas(lost, incarnation));
+           },
+           nb::arg("lost"), nb::arg("incarnation"))
       .def("promote", [](Plane& p, ServerId lost) { return usage_tuple(p.server->promote(lost)); }, nb::arg("lost"))
       .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
       .def("protect", &protect, nb::arg("backup"), nb::arg("server"))
+      .def_prop_ro("has_replicated", [](const Plane& p) { return p.runtime.partition->has_replicated(); })
       .def("replicas", [](const Plane& p) { return usage_tuple(p.server->replicas()); })
       .def("replicas_of", &replicas_of, nb::arg("server"), nb::arg("most"))
       .def("drop_unused_replicas", &drop_unused_replicas, nb::arg("replicas"))

@@ -92,7 +92,8 @@ PyObject* py_give_back(PyObject* self, PyObject*) {
 }
 
 PyObject* py_from_pin(PyObject*, PyObject* arguments, PyObject* keywords) {
-  static const char* const kNames[] = {"pin", "access", "type_name", "parent", "undo", "lease", "kept", nullptr};
+  static const char* const kNames[] = {"pin", "access", "type_name", "parent", "undo", "lease", "kept",
+                                       "excepted", nullptr};
   PyObject* pin = nullptr;
   const char* access = nullptr;
   PyObject* type_name = nullptr;
@@ -100,8 +101,10 @@ PyObject* py_from_pin(PyObject*, PyObject* arguments, PyObject* keywords) {
   int undo = 0;
   PyObject* lease = Py_None;
   int kept = 0;
-  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O!sO|OpOp:_from_pin", const_cast<char**>(kNames),
-                                  &pin_type, &pin, &access, &type_name, &parent, &undo, &lease, &kept) == 0) {
+  int excepted = 0;
+  if (PyArg_ParseTupleAndKeywords(arguments, keywords, "O!sO|OpOpp:_from_pin", const_cast<char**>(kNames),
+                                  &pin_type, &pin, &access, &type_name, &parent, &undo, &lease, &kept,
+                                  &excepted) == 0) {
     return nullptr;
   }
   if (parent != Py_None && !is_box(parent)) {
@@ -132,6 +135,7 @@ PyObject* py_from_pin(PyObject*, PyObject* arguments, PyObject* keywords) {
     box->state = state;
   }
   box->keeps_undo = undo != 0;
+  box->is_excepted = excepted != 0;
   if (lease != Py_None) box->lease = Py_NewRef(lease);
   box->pin = Py_NewRef(pin);
   box->label = Py_NewRef(type_name);
@@ -194,8 +198,9 @@ PyMethodDef box_private_methods[] = {
     {"_give_back", py_give_back, METH_NOARGS,
      "A reference's end: (Pin, value), and the reference is used up."},
     {"_from_pin", as_method(py_from_pin), METH_VARARGS | METH_KEYWORDS | METH_CLASS,
-     "_from_pin(pin, access, type_name, parent=None, undo=False, lease=None, kept=False) -> Box: a handle that "
-     "came from elsewhere. `lease`: the task it was lent to. `kept`: the pre-image of its parent owns it as well."},
+     "_from_pin(pin, access, type_name, parent=None, undo=False, lease=None, kept=False, excepted=False) -> Box: a "
+     "handle that came from elsewhere. `lease`: the task it was lent to. `kept`: the pre-image of its parent owns it "
+     "as well. `excepted`: of replicas, from what the session says."},
     {"_set_parent", py_set_parent, METH_O, "_set_parent(box | None): this Box lies inside that one's value."},
     {"_clear_poison", py_clear_poison, METH_NOARGS, "Accept the value as the dead writer left it."},
     {"_wait_end", py_wait_end, METH_O,
@@ -223,6 +228,12 @@ PyObject* box_is_kept(PyObject* self, void*) {
   return PyBool_FromLong(as_box(self)->state.has(protocol::kPreImage) ? 1 : 0);
 }
 
+PyObject* box_is_excepted(PyObject* self, void*) { return PyBool_FromLong(as_box(self)->is_excepted ? 1 : 0); }
+
+PyObject* box_is_excepted_with_all(PyObject* self, void*) {
+  return PyBool_FromLong(is_excepted_with_all(as_box(self)) ? 1 : 0);
+}
+
 PyGetSetDef box_getters[] = {
     {"server", box_server, nullptr, "The number of the server whose heap holds the value. No message.",
      nullptr},
@@ -232,6 +243,9 @@ PyGetSetDef box_getters[] = {
     {"_lease", box_lease, nullptr, "The task that it, or a value around it, was lent to; None for an owner.", nullptr},
     {"_poisoned", box_is_poisoned, nullptr, "Whether a lost task left it half written.", nullptr},
     {"_kept", box_is_kept, nullptr, "Whether its block is part of a pre-image.", nullptr},
+    {"_excepted", box_is_excepted, nullptr, "Whether its replicas= is another choice than the session's.", nullptr},
+    {"_excepted_with_all", box_is_excepted_with_all, nullptr,
+     "The same of the outermost Box that it is inside of: what a hand-over of it says.", nullptr},
     kNoMoreGetSets,
 };
 

@@ -81,7 +81,7 @@ enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, q
 // Bits of BlockHeader::flags: what was done with the bytes at this address. They end with the block.
 enum BlockFlag : std::uint32_t {
   kReplicated = 1,  // this very version is on the backup server; a new colour clears it
-  kHasReplica = 2,  // some version of this block was sent there: its free must be told
+  kHasReplica = 2,  // some version of this block was sent there, or is about to be: its free must be told
   kAdopting = 4,    // the owner words of its children are being given its address; nothing once it is published
 };
 
@@ -110,7 +110,10 @@ struct ChildPointer {
   static constexpr std::uint64_t kUndo = 16;  // in a task's arguments: keep a pre-image whatever the size
   static constexpr std::uint64_t kPart = 32;  // in a task's arguments: a part of it; its colour is the lender's to draw
   static constexpr std::uint64_t kRelent = 64;  // in a task's arguments: on loan to the lender too
-  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent;
+  // Of replicas, the value is an exception from what its session says. The owner's choice: it goes with every pointer
+  // that is handed over, whatever block the value is in, and not with the block.
+  static constexpr std::uint64_t kExcepted = 128;
+  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent | kExcepted;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

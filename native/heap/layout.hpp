@@ -30,6 +30,7 @@ struct SharedHeader {
   std::uint64_t segments_offset;
   std::uint32_t server;
   std::uint32_t incarnation;
+  std::uint32_t replicates_all;
   // Atomic, by any process.
   alignas(64) SharedWord next_colour_range;  // ranges of kColourRange handed out so far
   alignas(64) SharedWord claimed_segments;   // cache of the table

@@ -87,6 +87,7 @@ Result<std::unique_ptr<Partition>> Partition::create(const CreateOptions& option
   shared.segments_offset = tables;
   shared.server = options.server;
   shared.incarnation = options.incarnation;
+  shared.replicates_all = options.replicates_all ? 1 : 0;
   shared.layout = kLayout;
   shared.magic = kMagic;
   mapping.server = options.server;
@@ -153,8 +154,12 @@ Result<Block> Partition::find(Address address, Colour colour) const noexcept {
 }
 
 std::uint64_t Partition::draw_replica_stamp() const noexcept {
-  return mapping_->shared().replica_stamp.fetch_add(1) + 1;
+  const SharedHeader& shared = mapping_->shared();
+  return (std::uint64_t{shared.incarnation} << (64 - kIncarnationBits)) | (mapping_->shared().replica_stamp.fetch_add(1) + 1);
 }
+
+bool Partition::has_replicated() const noexcept { return mapping_->shared().replica_stamp.load() != 0; }
+bool Partition::replicates_all() const noexcept { return mapping_->shared().replicates_all != 0; }
 
 void Partition::close() noexcept {
   mapping_->shared().closed.store(1);

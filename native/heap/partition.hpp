@@ -69,6 +69,7 @@ struct CreateOptions {
   std::uint16_t incarnation = 1;    // never 0
   std::uint64_t heap_bytes = 0;     // the quota: segments claimed never exceed it
   std::uint64_t warm_bytes = 64ULL << 20;  // free segments kept backed for reuse, before trim() lets them decay
+  bool replicates_all = false;      // what is handed over has replicas, unless its pointer says that it is excepted
 };
 
 struct Endpoint {
@@ -149,8 +150,13 @@ class Partition {
   // if there is no such row. Woken by who writes the row.
   [[nodiscard]] bool await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const;
 
-  // A number larger than any drawn before by any process of this host: orders what backup servers are told.
+  // The session's setting; constant.
+  [[nodiscard]] bool replicates_all() const noexcept;
+  // A number larger than any drawn before by any process of this host, also before it was started again: orders
+  // what backup servers are told.
   [[nodiscard]] std::uint64_t draw_replica_stamp() const noexcept;
+  // Whether one was ever drawn: else no other server has heard of replicas of this one.
+  [[nodiscard]] bool has_replicated() const noexcept;
 
   // Set once by the server when it begins to close; every wait in the partition ends: the first word of the
   // queue area and of the copy area is a futex that this changes and wakes, other waits look every

@@ -82,6 +82,9 @@ struct Trailer {
 
 static_assert(sizeof(Trailer) == 8);
 
+// The colour in the reply to a completion that decided its record, or the joiner; 0: it was settled before.
+inline constexpr std::uint64_t kCompletionCounted = 1;
+
 struct Replicate {
   static constexpr std::uint16_t kMore = 1;       // not the last of its batch
   static constexpr std::uint16_t kConfirmed = 4;  // owned by a process of another server: see FreeItem::kConfirm

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <utility>
 
+#include "protocol/replication.hpp"
 #include "server/deliver.hpp"
 #include "server/snapshot.hpp"
 
@@ -333,14 +334,17 @@ void Operations::free_tree(const GlobalPointer& local) {
   }
 }
 
-// What a task or a completion brings that lies on other servers: owned here from now on, so the backups of
-// those servers are told.
+// What a task or a completion brings that lies on other servers and has replicas: owned here from now on, so the
+// backups of those servers are told.
 std::vector<GlobalPointer> Operations::owned_elsewhere(const GlobalPointer& local) const {
   std::vector<GlobalPointer> found;
   const heap::Block block(heap_.partition().writable(local.address.offset_bytes()));
   for (const heap::ChildPointer& child : block.children()) {
     const bool is_owned = child.address != 0 && (child.flags & heap::ChildPointer::kBorrowed) == 0;
-    if (is_owned && !heap_.partition().is_local(Address(child.address))) found.push_back(child.pointer());
+    const bool is_excepted = (child.flags & heap::ChildPointer::kExcepted) != 0;
+    const bool is_replicated = protocol::is_replicated(heap_.partition().replicates_all(), is_excepted);
+    if (is_owned && is_replicated && !heap_.partition().is_local(Address(child.address)))
+      found.push_back(child.pointer());
   }
   return found;
 }
@@ -436,10 +440,12 @@ Answer Operations::complete(const wire::RequestHeader& header, Intake& intake) {
   const auto met = deliver_here(heap_, pointer_of(header), state, completion, remote, made);
   for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
   for (const GlobalPointer& pointer : made) elsewhere_.free(pointer, wire::FreeItem::kMade);
+  Answer answer;
   if (met == tasks::Delivery::applied) {
     for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
+    answer.pointer.colour = wire::kCompletionCounted;
   }
-  return {};
+  return answer;
 }
 
 }  // namespace drust::server

@@ -169,7 +169,8 @@ Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const G
       pool_->partition.count(pool_->heap.process(), heap::Counter::results_unreplicated);
   }
   Status status = pool_->ask(record.address.server(), call);
-  if (status.ok()) pool_->settle(hand_over);
+  // Where the record was settled before, as its task's server is known to be lost, its owner has what was lent.
+  if (status.ok() && call.reply.colour == wire::kCompletionCounted) pool_->settle(hand_over);
   return status;
 }
 

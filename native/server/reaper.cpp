@@ -29,7 +29,7 @@ std::vector<ChildPointer> lends_now(heap::Heap& heap, const GlobalPointer& call,
   for (ChildPointer child : block.value().children()) {
     if ((child.flags & ChildPointer::kMutable) == 0) continue;
     const bool is_part = (child.flags & ChildPointer::kPart) != 0;
-    child.flags = ChildPointer::kShared;
+    child.flags = ChildPointer::kShared | (child.flags & ChildPointer::kExcepted);
     const Address address(child.address);
     if (is_poisoned && !is_part && partition.is_local(address)) {
       if (const Result<heap::Block> lent = partition.find(address, kNoColour); lent.ok()) {

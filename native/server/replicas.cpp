@@ -4,10 +4,16 @@
 #include <string>
 #include <utility>
 
+#include "base/limits.hpp"
+
 namespace drust::server {
 namespace {
 
-constexpr std::size_t kVersionsMax = 2;
+constexpr std::uint16_t kEveryIncarnation = 0xffff;
+
+constexpr std::uint16_t incarnation_of(Colour colour) noexcept {
+  return static_cast<std::uint16_t>(colour >> (64 - kIncarnationBits));
+}
 
 // The children a replica owns; those of a task's arguments that are only lent are left out.
 template <class Visit>
@@ -28,7 +34,7 @@ Status Replicas::commit(std::vector<StagedReplica>& batch) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const StagedReplica& staged : batch) {
       const ServerId server = staged.primary.address.server();
-      if (promoted_.contains(server)) {
+      if (is_closed(staged.primary)) {
         status = Status(Code::server_lost, "server " + std::to_string(server) + " has been replaced");
       } else if (server == heap_.partition().server()) {
         status = Status(Code::bad_request, "a server keeps no replicas of its own blocks");
@@ -44,22 +50,18 @@ Status Replicas::commit(std::vector<StagedReplica>& batch) {
   return status;
 }
 
+bool Replicas::is_closed(const GlobalPointer& primary) const {
+  const auto found = closed_.find(primary.address.server());
+  return found != closed_.end() && incarnation_of(primary.colour) <= found->second;
+}
+
 void Replicas::enter(const StagedReplica& staged, std::vector<GlobalPointer>& freed) {
-  Versions& versions = index_[staged.primary.address.raw()];
-  for (Version& version : versions) {
-    if (version.primary.colour != staged.primary.colour) continue;
-    // Two processes handed it out at once, or a lost answer was asked for again: the bytes are the same.
-    version.stamp = std::max(version.stamp, staged.stamp);
-    version.is_confirmed = version.is_confirmed || staged.is_confirmed;
-    freed.push_back(staged.local);
-    return;
-  }
-  versions.push_back({staged.primary, staged.local, staged.stamp, staged.is_confirmed});
-  std::sort(versions.begin(), versions.end(),
-            [](const Version& a, const Version& b) { return a.stamp < b.stamp; });
-  if (versions.size() <= kVersionsMax) return;
-  freed.push_back(versions.front().local);
-  versions.erase(versions.begin());
+  Place& place = index_[staged.primary.address.raw()];
+  const Place::Gone gone = place.enter({staged.primary.colour,
+                                        staged.stamp,
+                                        staged.is_confirmed,
+                                        {staged.primary.extent_bytes, staged.local}});
+  for (const Place::Version& version : gone) freed.push_back(version.held.local);
 }
 
 void Replicas::abandon(std::vector<StagedReplica>& batch) noexcept {
@@ -74,49 +76,52 @@ void Replicas::drop_older(Address address, std::uint64_t stamp) {
   std::vector<GlobalPointer> freed;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = index_.find(address.raw());
-    if (found == index_.end()) return;
-    Versions& versions = found->second;
-    while (!versions.empty() && versions.front().stamp < stamp) {
-      const Version gone = versions.front();
-      versions.erase(versions.begin());
-      if (gone.is_confirmed) confirm_children(gone);
-      freed.push_back(gone.local);
+    forget_notices();
+    Place& place = index_[address.raw()];
+    if (!place.is_empty() && is_closed({address, place.versions[0].colour, 0})) return;
+    const Place::Gone gone = place.drop_older(stamp);
+    for (const Place::Version& version : gone) {
+      if (version.is_confirmed) confirm_children(version.held.local);
+      freed.push_back(version.held.local);
     }
-    if (versions.empty()) index_.erase(found);
+    if (place.is_empty()) emptied_.push_back({Clock::now(), address.raw(), place.floor});
   }
   free_blocks(freed);
 }
 
-void Replicas::confirm_children(const Version& version) {
-  each_owned_child(heap_, version.local, [this](const GlobalPointer& child) {
-    const auto found = index_.find(child.address.raw());
-    if (found == index_.end()) return;
-    for (Version& each : found->second) each.is_confirmed = each.is_confirmed || each.primary.colour == child.colour;
+void Replicas::forget_notices() {
+  const auto oldest = Clock::now() - std::chrono::milliseconds(kNoticesKeptMs);
+  while (!emptied_.empty() && emptied_.front().at < oldest) {
+    const Emptied& last = emptied_.front();
+    const auto found = index_.find(last.address);
+    if (found != index_.end() && found->second.is_empty() && found->second.floor == last.floor) index_.erase(found);
+    emptied_.pop_front();
+  }
+}
+
+void Replicas::confirm_children(const GlobalPointer& local) {
+  each_owned_child(heap_, local, [this](const GlobalPointer& child) {
+    if (const auto found = index_.find(child.address.raw()); found != index_.end()) found->second.confirm(child.colour);
   });
 }
 
 void Replicas::confirm(Address address, Colour colour) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = index_.find(address.raw());
-  if (found == index_.end()) return;
-  for (Version& version : found->second) {
-    if (version.primary.colour == colour) version.is_confirmed = true;
-  }
+  if (const auto found = index_.find(address.raw()); found != index_.end()) found->second.confirm(colour);
+}
+
+Replicas::Usage Replicas::close(ServerId server, std::uint16_t incarnation) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::uint16_t& closed = closed_[server];
+  closed = std::max(closed, incarnation);
+  return usage_of(server);
 }
 
 Replicas::Usage Replicas::promote(ServerId server) {
-  Usage usage;
   const std::lock_guard<std::mutex> lock(mutex_);
+  closed_[server] = kEveryIncarnation;
   promoted_.insert(server);
-  for (const auto& [address, versions] : index_) {
-    if (Address(address).server() != server) continue;
-    for (const Version& version : versions) {
-      ++usage.versions;
-      usage.bytes += version.local.extent_bytes;
-    }
-  }
-  return usage;
+  return usage_of(server);
 }
 
 bool Replicas::is_promoted(ServerId server) const {
@@ -124,24 +129,20 @@ bool Replicas::is_promoted(ServerId server) const {
   return promoted_.contains(server);
 }
 
-const Replicas::Version* Replicas::look_up(const GlobalPointer& primary) const {
+const Replicas::Place::Version* Replicas::look_up(const GlobalPointer& primary) const {
   const auto found = index_.find(primary.address.raw());
-  if (found == index_.end()) return nullptr;
-  for (const Version& version : found->second) {
-    if (version.primary.colour == primary.colour) return &version;
-  }
-  return nullptr;
+  return found == index_.end() ? nullptr : found->second.find(primary.colour);
 }
 
 Result<GlobalPointer> Replicas::find(const GlobalPointer& primary) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!promoted_.contains(primary.address.server())) return Status(Code::not_found, "no block there");
-  const Version* version = look_up(primary);
+  const Place::Version* version = look_up(primary);
   if (version == nullptr) {
     return Status(Code::not_found, "server " + std::to_string(primary.address.server()) +
-                                       " was lost before that version had left it");
+                                       " was lost, and no replica of that version was kept.");
   }
-  return version->local;
+  return version->held.local;
 }
 
 void Replicas::free(const GlobalPointer& primary, bool shallow, std::vector<GlobalPointer>& remote,
@@ -156,23 +157,14 @@ void Replicas::free(const GlobalPointer& primary, bool shallow, std::vector<Glob
       const std::lock_guard<std::mutex> lock(mutex_);
       const auto found = index_.find(next.address.raw());
       if (!promoted_.contains(next.address.server()) || found == index_.end()) continue;
-      Versions& versions = found->second;
-      const auto at = std::find_if(versions.begin(), versions.end(), [&](const Version& version) {
-        return version.primary.colour == next.colour;
-      });
-      if (at == versions.end()) continue;  // stale: the expected fate of a free that was sent twice
-      local = at->local;
-      if (shallow && at->is_confirmed) confirm_children(*at);
-      // The other version, if there is one, is what nobody heard of, or what was before: it goes too. Not if it is
-      // newer and somebody's: the address was used again after this free, which comes late.
-      const auto is_anothers = [&, stamp = at->stamp](const Version& version) {
-        return version.primary.colour != next.colour && version.is_confirmed && version.stamp > stamp;
-      };
-      for (const Version& version : versions) {
-        if (version.primary.colour != next.colour && !is_anothers(version)) freed.push_back(version.local);
+      const Place::Version* version = found->second.find(next.colour);
+      if (version == nullptr) continue;  // stale: the expected fate of a free that was sent twice
+      local = version->held.local;
+      if (shallow && version->is_confirmed) confirm_children(local);
+      for (const Place::Version& gone : found->second.take_free(next.colour)) {
+        if (gone.colour != next.colour) freed.push_back(gone.held.local);
       }
-      std::erase_if(versions, [&](const Version& version) { return !is_anothers(version); });
-      if (versions.empty()) {
+      if (found->second.is_empty()) {
         index_.erase(found);
         dropped.push_back(next.address);
       }
@@ -194,14 +186,14 @@ void Replicas::free(const GlobalPointer& primary, bool shallow, std::vector<Glob
   free_blocks(freed);
 }
 
-void Replicas::reach(const Version& version, std::unordered_set<std::uint64_t>& reached) const {
-  std::vector<Version> open{version};
+void Replicas::reach(const GlobalPointer& local, std::unordered_set<std::uint64_t>& reached) const {
+  std::vector<GlobalPointer> open{local};
   while (!open.empty()) {
-    const Version next = open.back();
+    const GlobalPointer next = open.back();
     open.pop_back();
-    if (!reached.insert(next.local.address.raw()).second) continue;
-    each_owned_child(heap_, next.local, [&](const GlobalPointer& child) {
-      if (const Version* below = look_up(child)) open.push_back(*below);
+    if (!reached.insert(next.address.raw()).second) continue;
+    each_owned_child(heap_, next, [&](const GlobalPointer& child) {
+      if (const Place::Version* below = look_up(child)) open.push_back(below->held.local);
     });
   }
 }
@@ -209,18 +201,20 @@ void Replicas::reach(const Version& version, std::unordered_set<std::uint64_t>& 
 std::vector<GlobalPointer> Replicas::orphans(ServerId server) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::unordered_set<std::uint64_t> reached;
-  for (const auto& [address, versions] : index_) {
-    for (const Version& version : versions) {
-      if (version.is_confirmed) reach(version, reached);
+  for (const auto& [address, place] : index_) {
+    for (const Place::Version& version : place) {
+      if (version.is_confirmed) reach(version.held.local, reached);
     }
   }
   std::vector<GlobalPointer> found;
-  for (const auto& [address, versions] : index_) {
-    if (Address(address).server() != server) continue;
-    const bool is_needed = std::any_of(versions.begin(), versions.end(), [&](const Version& version) {
-      return reached.contains(version.local.address.raw());
+  for (const auto& [address, place] : index_) {
+    if (Address(address).server() != server || place.is_empty()) continue;
+    const bool is_needed = std::any_of(place.begin(), place.end(), [&](const Place::Version& version) {
+      return reached.contains(version.held.local.address.raw());
     });
-    if (!is_needed) found.push_back(versions.back().primary);
+    if (is_needed) continue;
+    const Place::Version& newest = place.versions[place.count() - 1];
+    found.push_back({Address(address), newest.colour, newest.held.extent_bytes});
   }
   return found;
 }
@@ -228,20 +222,29 @@ std::vector<GlobalPointer> Replicas::orphans(ServerId server) const {
 std::vector<Replicas::Version> Replicas::promoted(ServerId server) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   std::vector<Version> all;
-  for (const auto& [address, versions] : index_) {
-    if (Address(address).server() == server) all.insert(all.end(), versions.begin(), versions.end());
+  for (const auto& [address, place] : index_) {
+    if (Address(address).server() != server) continue;
+    for (const Place::Version& version : place) {
+      const GlobalPointer primary{Address(address), version.colour, version.held.extent_bytes};
+      all.push_back({primary, version.held.local, version.stamp, version.is_confirmed});
+    }
   }
   return all;
 }
 
-Replicas::Usage Replicas::usage() const {
+Replicas::Usage Replicas::usage_of(ServerId server) const {
   Usage usage;
-  const std::lock_guard<std::mutex> lock(mutex_);
-  for (const auto& [address, versions] : index_) {
-    usage.versions += versions.size();
-    for (const Version& version : versions) usage.bytes += version.local.extent_bytes;
+  for (const auto& [address, place] : index_) {
+    if (server != kNoServer && Address(address).server() != server) continue;
+    usage.versions += place.count();
+    for (const Place::Version& version : place) usage.bytes += version.held.local.extent_bytes;
   }
   return usage;
+}
+
+Replicas::Usage Replicas::usage() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return usage_of(kNoServer);
 }
 
 }  // namespace drust::server

@@ -3,6 +3,8 @@
 //
 //     address of the primary -> at most two versions {colour, stamp, block of this partition}
 //
+// Which of them stay is decided by protocol/replication.hpp.
+//
 // Each replica is an ordinary block of this partition (owner kind `replica`), so it counts against the quota,
 // can be served like any other, and goes with the partition. The index is private memory of the server
 // process: nobody else may look, and when it dies the replicas are lost with it, as they would be anyway.
@@ -13,7 +15,12 @@
 //
 // Stamps order what different processes of the primary's server say (the notice that a block is free, the
 // replica of whatever came to its address next): a notice drops what is older than itself, however late it
-// comes.
+// comes, and what comes after it and is older (its sender has died meanwhile) is not entered: for that the last
+// notice of an address that has no versions is kept for kNoticesKeptMs.
+//
+// Closed: the primary is lost. From then on nothing that a process of it still says counts, neither a version
+// nor a notice, as its owners have been told what they have. Closed are its incarnations up to the one that was
+// lost: it may be started again, if there is nothing of it here.
 //
 // Confirmed: the version is owned by a process of a server other than its own. Receivers say so, when a
 // completion or a task has arrived. What nobody confirmed dies with its owner when the server is lost, as it
@@ -25,7 +32,9 @@
 // Source: Ma et al., OSDI'24, on fault tolerance: the backup is written when ownership leaves, not at each write.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <mutex>
 #include <unordered_map>
 #include <unordered_set>
@@ -34,6 +43,7 @@
 #include "base/address.hpp"
 #include "base/status.hpp"
 #include "heap/heap.hpp"
+#include "protocol/replication.hpp"
 
 namespace drust::server {
 
@@ -62,17 +72,20 @@ class Replicas {
   Replicas(const Replicas&) = delete;
   Replicas& operator=(const Replicas&) = delete;
 
-  // Enters all of a batch, or none: server_lost if this server has taken the place of the sender's, which by
-  // that cannot change anything any more; bad_request if it names a block of this server. Empties `batch`.
+  // Enters all of a batch, or none: server_lost if the sender's server is closed; bad_request if it names a block
+  // of this server. Empties `batch`.
   Status commit(std::vector<StagedReplica>& batch);
   // Frees staged blocks that were not committed.
   void abandon(std::vector<StagedReplica>& batch) noexcept;
-  // Versions at this address with an older stamp go; the children of a confirmed one are confirmed from now
-  // on, as whoever owns the next version of it owns them.
+  // Versions at this address with an older stamp go, unless its server is closed; the children of a confirmed one
+  // are confirmed from now on, as whoever owns the next version of it owns them.
   void drop_older(Address address, std::uint64_t stamp);
   void confirm(Address address, Colour colour);
 
-  // From now on this server answers for the addresses of that one. Returns what it has of it.
+  // That incarnation of a server, and those before it, are lost: nothing comes or goes by its word any more. Returns
+  // what there is of the server.
+  Usage close(ServerId server, std::uint16_t incarnation);
+  // From now on this server answers for the addresses of that one, which is closed for good. Returns what it has.
   Usage promote(ServerId server);
   [[nodiscard]] bool is_promoted(ServerId server) const;
   // The block here that holds a version of a server whose place was taken: not_found or stale otherwise.
@@ -88,17 +101,33 @@ class Replicas {
   [[nodiscard]] Usage usage() const;
 
  private:
-  using Versions = std::vector<Version>;  // oldest first
-  // Both with the mutex held; blocks to be freed go to `freed`.
+  using Clock = std::chrono::steady_clock;
+  struct Blocks {  // of one version
+    std::uint64_t extent_bytes = 0;  // of the primary
+    GlobalPointer local;
+  };
+  using Place = protocol::ReplicaPlace<Blocks>;
+  // An address without versions whose last notice is still worth knowing.
+  struct Emptied {
+    Clock::time_point at;
+    std::uint64_t address = 0;
+    std::uint64_t floor = 0;
+  };
+  // With the mutex held, as all below; blocks to be freed go to `freed`.
   void enter(const StagedReplica& staged, std::vector<GlobalPointer>& freed);
-  void confirm_children(const Version& version);
-  void reach(const Version& version, std::unordered_set<std::uint64_t>& reached) const;
-  [[nodiscard]] const Version* look_up(const GlobalPointer& primary) const;
+  [[nodiscard]] bool is_closed(const GlobalPointer& primary) const;
+  void forget_notices();
+  void confirm_children(const GlobalPointer& local);
+  void reach(const GlobalPointer& local, std::unordered_set<std::uint64_t>& reached) const;
+  [[nodiscard]] const Place::Version* look_up(const GlobalPointer& primary) const;
+  [[nodiscard]] Usage usage_of(ServerId server) const;  // kNoServer: of all
   void free_blocks(const std::vector<GlobalPointer>& blocks) noexcept;
 
   heap::Heap& heap_;
   mutable std::mutex mutex_;  // protects what is below; never held while a block is freed or a peer waited for
-  std::unordered_map<std::uint64_t, Versions> index_;
+  std::unordered_map<std::uint64_t, Place> index_;
+  std::deque<Emptied> emptied_;  // oldest first
+  std::unordered_map<ServerId, std::uint16_t> closed_;  // up to which incarnation
   std::unordered_set<ServerId> promoted_;
 };
 

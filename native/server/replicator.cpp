@@ -1,14 +1,19 @@
 // The sending side of replication: what a hand-over makes visible to another server is on the backup first.
 //
-// The call or completion block that is about to leave names, in its child table, everything it hands over.
-// From there the tree of what those blocks own is walked, as far as it lies in this partition and that version
-// is not on the backup yet; all of it goes in one commit. A version is immutable once it was handed out, so
-// one flag in its header (BlockFlag::kReplicated) is all that has to be remembered: the second hand-over of
-// the same version costs a look at that flag.
+// The call or completion block that is about to leave names, in its child table, everything it hands over, and
+// says of each whether it is to have a replica (protocol::is_replicated). From those that are, the tree of what
+// they own is walked, as far as it lies in this partition and that version is not on the backup yet; all of it
+// goes in one commit: what is inside a value is part of it, whatever its own handle said. A version is immutable
+// once it was handed out, so one flag in its header (BlockFlag::kReplicated) is all that has to be remembered:
+// the second hand-over of the same version costs a look at that flag.
+//
+// A block is marked (kHasReplica) before its version is sent: a process that dies in between leaves a block whose
+// free is told.
 //
 // What lies elsewhere is the business of the server it lies on: its pointer came here by a hand-over.
 //
-// Rejected: replicating at the end of every mutable borrow (what no other server was told of dies with its
+// Rejected: the choice as a bit of the block's header (it would have to be copied by everything that makes a new
+// version, and the value that takes a block's place has none to copy it from); replicating at the end of every mutable borrow (what no other server was told of dies with its
 // owner anyway, and most borrows end where they began); shipping after the hand-over (between the two, another
 // server has seen a value that a crash loses).
 #include <sys/uio.h>
@@ -19,7 +24,9 @@
 #include <utility>
 #include <vector>
 
+#include "base/kill_point.hpp"
 #include "heap/block.hpp"
+#include "protocol/replication.hpp"
 #include "server/peers_pool.hpp"
 #include "server/snapshot.hpp"
 
@@ -31,13 +38,16 @@ bool is_part(const heap::ChildPointer& child) noexcept {
   return (child.flags & heap::ChildPointer::kBorrowed) == 0 || (child.flags & heap::ChildPointer::kTied) != 0;
 }
 
-// The versions of this partition below `parent` that the backup does not have, children before their parents
-// or after them: a commit has no order.
+// The versions of this partition that `parent` hands over, with what they own, and that the backup is to have and
+// does not: children before their parents or after them, a commit has no order.
 std::vector<Replica> missing_below(const heap::Partition& partition, const heap::Block& parent) {
   std::vector<Replica> found;
   std::unordered_set<std::uint64_t> seen;
   std::vector<GlobalPointer> open;
-  for (const heap::ChildPointer& child : parent.children()) open.push_back(child.pointer());
+  for (const heap::ChildPointer& child : parent.children()) {
+    const bool is_excepted = (child.flags & heap::ChildPointer::kExcepted) != 0;
+    if (protocol::is_replicated(partition.replicates_all(), is_excepted)) open.push_back(child.pointer());
+  }
   while (!open.empty()) {
     const GlobalPointer pointer = open.back();
     open.pop_back();
@@ -56,36 +66,56 @@ std::vector<Replica> missing_below(const heap::Partition& partition, const heap:
   return found;
 }
 
+// Before they are sent: from here on whoever frees one of them tells the backup. Those that had a version there are
+// appended to `superseded`.
+void mark_sent(const heap::Partition& partition, std::vector<Replica>& versions, std::vector<Address>& superseded) {
+  std::erase_if(versions, [&](const Replica& each) {
+    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
+    if (!block.ok()) return true;  // its owner broke the rule that what is handed over is held
+    const std::uint32_t before = block.value().header().flags.fetch_or(heap::kHasReplica);
+    if ((before & heap::kHasReplica) != 0) superseded.push_back(each.primary.address);
+    return false;
+  });
+  kill_point("replicate.marked");
+}
+
+void mark_stored(const heap::Partition& partition, const std::vector<Replica>& versions) {
+  kill_point("replicate.stored");
+  for (const Replica& each : versions) {
+    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
+    if (block.ok()) block.value().header().flags.fetch_or(heap::kReplicated);
+  }
+}
+
 }  // namespace
 
 Status Peers::Pool::replicate(const heap::Block& parent, HandOver& hand_over) {
   ServerId backup = partition.endpoint(partition.server()).backup;
   if (backup == kNoServer || parent.header().child_count == 0) return {};
-  const std::vector<Replica> missing = missing_below(partition, parent);
+  std::vector<Replica> missing = missing_below(partition, parent);
   if (missing.empty()) return {};
   const auto deadline = Clock::now() + std::chrono::milliseconds(kPromotionWaitMs);
   hand_over.stamp = partition.draw_replica_stamp();
-  for (;;) {
+  mark_sent(partition, missing, hand_over.superseded);
+  while (!missing.empty()) {
     Status status = send_replicas(backup, missing, hand_over.stamp);
-    if (status.ok()) break;
+    ServerId next = backup;
+    if (status.ok()) {
+      mark_stored(partition, missing);
+      // One that was lost meanwhile: whoever copied what was marked to the next may have looked before this mark.
+      next = partition.endpoint(partition.server()).backup;
+      if (next == backup || next == kNoServer) return {};
+      backup = next;
+      continue;
+    }
     if (status.code() != Code::server_lost) return status;
     heap::Endpoint mine = partition.endpoint(partition.server());
     while (mine.backup == backup && partition.await_endpoint(partition.server(), mine, deadline))
       mine = partition.endpoint(partition.server());
-    const ServerId next = mine.backup;
+    next = mine.backup;
     if (next == kNoServer) return {};  // the engine has said so, and logged it
     if (next == backup) return status;
     backup = next;
-  }
-  for (const Replica& each : missing) {
-    const Result<heap::Block> block = partition.find(each.local.address, each.local.colour);
-    if (!block.ok()) {  // its owner broke the rule that what is handed over is held
-      drop_replica_later(each.primary.address, partition.draw_replica_stamp());
-      continue;
-    }
-    const std::uint32_t before =
-        block.value().header().flags.fetch_or(heap::kReplicated | heap::kHasReplica, std::memory_order_acq_rel);
-    if ((before & heap::kHasReplica) != 0) hand_over.superseded.push_back(each.primary.address);
   }
   return {};
 }

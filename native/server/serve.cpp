@@ -114,6 +114,10 @@ std::size_t Server::settle_records() {
   return settled;
 }
 
+Replicas::Usage Server::close_replicas(ServerId lost, std::uint16_t incarnation) {
+  return loops_->operations.replicas().close(lost, incarnation);
+}
+
 Replicas::Usage Server::promote(ServerId lost) { return loops_->operations.replicas().promote(lost); }
 
 std::size_t Server::free_orphans(ServerId lost) {

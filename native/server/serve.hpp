@@ -61,6 +61,8 @@ class Server {
   // No task that holds what was lent through a lost server runs anywhere: whoever joins a condemned record is told.
   // Returns how many.
   std::size_t settle_records();
+  // No process of that incarnation of it changes its replicas here from now on. Returns what there is of it.
+  Replicas::Usage close_replicas(ServerId lost, std::uint16_t incarnation);
   // This server answers in its place from now on.
   Replicas::Usage promote(ServerId lost);
   // Frees what of it nobody owns. Returns how many values.

@@ -42,10 +42,12 @@ struct Host {
   std::mutex mutex;              // protects log
   std::vector<std::string> log;  // what the serving threads said
 
-  explicit Host(ServerId id, std::uint64_t heap_bytes = 64ULL << 20, server::Token token = test_token()) {
+  explicit Host(ServerId id, std::uint64_t heap_bytes = 64ULL << 20, server::Token token = test_token(),
+                bool replicates_all = true) {
     heap::CreateOptions options;
     options.server = id;
     options.heap_bytes = heap_bytes;
+    options.replicates_all = replicates_all;
     auto made = heap::Partition::create(options);
     ensure(made.ok(), "a test needs a partition");
     partition = std::move(made.value());

@@ -30,13 +30,20 @@ bool eventually(Condition condition) {
   return true;
 }
 
+constexpr std::uint64_t kHeapBytes = 64ULL << 20;
+
 // Home, a server that is backed up, its backup, and one more.
 struct Cluster {
-  Host home{0};
-  Host first{1};
-  Host second{2};
-  Host third{3};
-  explicit Cluster(bool has_backup = true) {
+  Host home;
+  Host first;
+  Host second;
+  Host third;
+  // `replicates_all`: the session's setting.
+  explicit Cluster(bool has_backup = true, bool replicates_all = true)
+      : home(0, kHeapBytes, test::test_token(), replicates_all),
+        first(1, kHeapBytes, test::test_token(), replicates_all),
+        second(2, kHeapBytes, test::test_token(), replicates_all),
+        third(3, kHeapBytes, test::test_token(), replicates_all) {
     for (Host* each : all()) CHECK(each->serve().ok());
     row(first, 1, kNoServer, has_backup ? 2 : kNoServer);
     row(home, 1);
@@ -67,10 +74,12 @@ struct Cluster {
     lose(1, 2, 2);
     replace(1, 3, second, 3);
   }
-  // A completion from `first` to a task of home that owns these values.
-  Status hand_over(const std::vector<GlobalPointer>& values) {
+  // A completion from `first` to a task of home that owns these values; with `is_excepted`, the last of them is an
+  // exception from what the session says.
+  Status hand_over(const std::vector<GlobalPointer>& values, bool is_excepted = false) {
     const GlobalPointer record = tasks::Queue::make_record(*home.heap, 1).value();
     const GlobalPointer completion = first.make_parent(values);
+    if (is_excepted) first.block(completion.address).children().back().flags |= heap::ChildPointer::kExcepted;
     Status status = first.peers->complete(record, 1, completion);
     CHECK(first.heap->free_shallow(completion).ok());
     return status;
@@ -116,6 +125,34 @@ TEST("without a backup no message is sent, and no block is marked") {
   CHECK(cluster.first.heap->free_shallow(value).ok());
   cluster.first.peers->flush_frees();
   CHECK_EQ(cluster.first.counted(Counter::free_messages), 0);
+}
+
+TEST("in a session without replicas a value has one if its pointer says so, with all that is inside it") {
+  Cluster cluster(true, false);
+  const GlobalPointer plain = cluster.first.make_parent({cluster.first.make(pattern(100))});
+  const GlobalPointer asked = cluster.first.make_parent({cluster.first.make(pattern(5000))});
+  CHECK(cluster.hand_over({plain}).ok());
+  CHECK_EQ(cluster.first.counted(Counter::replica_messages), 0);
+  CHECK_EQ(cluster.first.block(plain.address).header().flags.load(), 0);
+  CHECK(!cluster.first.partition->has_replicated());
+  CHECK(cluster.hand_over({plain, asked}, true).ok());
+  CHECK_EQ(cluster.versions(), 2);
+  CHECK_EQ(cluster.first.counted(Counter::replica_messages), 1);
+  cluster.home.peers->flush_frees();
+  CHECK_EQ(cluster.home.counted(Counter::frees_sent), 1);  // that it owns the one, now
+  CHECK(cluster.first.partition->has_replicated());
+  cluster.fail_over();
+  CHECK(cluster.home.peers->read_block(asked).ok());
+  CHECK_EQ(cluster.home.peers->read_block(plain).status().code(), Code::not_found);
+}
+
+TEST("in a session with replicas a value has none if its pointer says so") {
+  Cluster cluster;
+  const GlobalPointer kept = cluster.first.make(pattern(100));
+  const GlobalPointer excepted = cluster.first.make(pattern(5000));
+  CHECK(cluster.hand_over({kept, excepted}, true).ok());
+  CHECK_EQ(cluster.versions(), 1);
+  CHECK_EQ(cluster.first.block(excepted.address).header().flags.load(), 0);
 }
 
 TEST("the free of a replicated block frees its replica, whoever frees it") {
@@ -190,6 +227,66 @@ TEST("a notice that comes late does not hit the replica of what came to its addr
   CHECK_EQ(replicas.usage().versions, 1);
   replicas.promote(1);
   CHECK(replicas.find(version(1, 8)).ok());
+}
+
+TEST("a version that comes after the notice of its end is not kept, as its sender died meanwhile") {
+  Host host(2);
+  server::Replicas replicas(*host.heap);
+  replicas.drop_older(version(1, 7).address, 8);
+  std::vector<server::StagedReplica> batch{staged(host, version(1, 7), 5)};
+  CHECK(replicas.commit(batch).ok());
+  CHECK_EQ(replicas.usage().versions, 0);
+  CHECK_EQ(host.partition->live_blocks(), 0);
+  batch = {staged(host, version(1, 8), 9)};  // what came to the address next
+  CHECK(replicas.commit(batch).ok());
+  CHECK_EQ(replicas.usage().versions, 1);
+}
+
+TEST("once a server is lost its processes change nothing, and once it is started again they do") {
+  Host host(2);
+  server::Replicas replicas(*host.heap);
+  std::vector<server::StagedReplica> batch{staged(host, version(1, 7), 5)};
+  CHECK(replicas.commit(batch).ok());
+  CHECK_EQ(replicas.close(1, 1).versions, 1);
+  batch = {staged(host, version(2, 8), 9)};
+  CHECK_EQ(replicas.commit(batch).code(), Code::server_lost);
+  replicas.drop_older(version(1, 7).address, 100);
+  CHECK_EQ(replicas.usage().versions, 1);
+  GlobalPointer next = version(3, 9);
+  next.colour = (2ULL << 48) | 9;  // of the next incarnation
+  batch = {staged(host, next, (2ULL << 48) | 1)};
+  CHECK(replicas.commit(batch).ok());
+  replicas.drop_older(next.address, 10'000);  // a late notice of the lost one
+  CHECK_EQ(replicas.usage().versions, 2);
+  replicas.drop_older(next.address, (2ULL << 48) | 2);
+  CHECK_EQ(replicas.usage().versions, 1);
+}
+
+TEST("the stamps of a server that was started again are newer than all before") {
+  heap::CreateOptions options{.server = 1, .incarnation = 1, .heap_bytes = kHeapBytes};
+  const auto before = heap::Partition::create(options);
+  options.incarnation = 2;
+  const auto after = heap::Partition::create(options);
+  std::uint64_t last = 0;
+  for (int draw = 0; draw < 1000; ++draw) last = before.value()->draw_replica_stamp();
+  CHECK(after.value()->draw_replica_stamp() > last);
+}
+
+TEST("a completion that does not count any more leaves its receiver the version before") {
+  Cluster cluster;
+  const GlobalPointer lent = cluster.first.make(pattern(1000, 1));
+  CHECK(cluster.hand_over({lent}).ok());
+  auto buffer = cluster.first.block(lent.address).buffer(0);
+  const Bytes written = pattern(1000, 2);
+  std::memcpy(buffer.data(), written.data(), written.size());
+  const GlobalPointer now = cluster.first.heap->recolour(lent).value();
+  const GlobalPointer record = tasks::Queue::make_record(*cluster.home.heap, 1).value();
+  CHECK_EQ(cluster.home.server->fail_records(1), 1);  // the round that tells of the loss was faster
+  CHECK(cluster.first.peers->complete(record, 1, cluster.first.make_parent({now})).ok());
+  cluster.first.peers->flush_frees();
+  CHECK(cluster.first.peers->ping(2).ok());
+  cluster.fail_over();
+  CHECK(cluster.read(lent) == pattern(1000, 1));
 }
 
 TEST("a free that comes late spares the newer version that somebody owns at its address") {
@@ -437,6 +534,9 @@ TEST("a backup without room refuses the whole batch, and a task that needs it is
   CHECK(status.detail().find("server 4") != std::string::npos);
   CHECK_EQ(cluster.home.queue->ready(), 0);
   CHECK_EQ(small.partition->live_blocks(), before);
+  // It was marked before it was sent: whoever dies in between leaves a block whose free is told.
+  const heap::ChildPointer tried = cluster.first.block(task.address).children()[0];
+  CHECK_EQ(cluster.first.block(Address(tried.address)).header().flags.load(), heap::kHasReplica);
   // A result goes home all the same: its caller waits.
   CHECK(cluster.hand_over({cluster.first.make(pattern(3 << 20))}).ok());
   CHECK_EQ(small.server->replicas().versions, 0);

@@ -233,6 +233,7 @@ class ServerPlane:
         token: bytes,
         log: Callable[[str], object] | None,
         pid: int,
+        replicates_all: bool = False,
     ) -> ServerPlane: ...
 
     @property
@@ -252,11 +253,16 @@ class ServerPlane:
 
     def fence(self) -> tuple[bool, list[int]]: ...
 
+    def close_replicas(self, lost: int, incarnation: int) -> tuple[int, int]: ...
+
     def promote(self, lost: int) -> tuple[int, int]: ...
 
     def free_orphans(self, lost: int) -> int: ...
 
     def protect(self, backup: int, server: int) -> tuple[int, int]: ...
+
+    @property
+    def has_replicated(self) -> bool: ...
 
     def replicas(self) -> tuple[int, int]: ...
 
@@ -325,6 +331,7 @@ def set_hooks(
     forbid_rollback: Callable[[Box[Any]], object] | None = None,
     queue_free: Callable[[Box[Any], Pin, bool, bool], object] | None = None,
     settle: Callable[[Box[Any], bool], Pin | None] | None = None,
+    choose_replicas: Callable[[object], bool] | None = None,
 ) -> dict[str, Callable[..., Any]]:
     """The slow paths of handles; those not named are unset. Returns those before."""
 
@@ -413,7 +420,22 @@ class RevokedArray:
 class Box(Generic[T]):
     """Owns one value: lent, moved, and freed with its owner."""
 
-    def __init__(self, value: T) -> None: ...
+    def __init__(self, value: T, *, replicas: int | None = None) -> None:
+        """Makes the Box; array data is copied into the heap, all else stays the object it is.
+
+        Args:
+            value: what it owns from now on.
+            replicas: 1 keeps what other servers could have seen of the value, and of all inside it, on one more
+                server, in any session of two servers or more. Cost: one round trip with the bytes, once a
+                version, where it is handed to another server. 0 keeps none, also where the session does. None:
+                as the session (`drust.init(replicas=)`). It stays with the Box, whatever value that has and
+                whoever owns it; a Box inside another's value goes with that one.
+
+        Raises:
+            ConfigError: another number; or 1 in a session of one server.
+            OutOfMemoryError: the heap has no room for the array.
+        Source: Ma et al., OSDI'24, on fault tolerance.
+        """
 
     def borrow(self, timeout: float | None = None) -> Ref[T]:
         """A shared borrow, from the start of its `with` block to its end."""
@@ -463,6 +485,10 @@ class Box(Generic[T]):
     @property
     def _kept(self) -> bool: ...
     @property
+    def _excepted(self) -> bool: ...
+    @property
+    def _excepted_with_all(self) -> bool: ...
+    @property
     def _poisoned(self) -> bool: ...
     def _install(self, value: object, pin: Pin | None, is_array: bool, writable: bool, /) -> None: ...
     def _state(self) -> _BoxState: ...
@@ -493,6 +519,7 @@ class Box(Generic[T]):
         undo: bool = False,
         lease: object = None,
         kept: bool = False,
+        excepted: bool = False,
     ) -> Box[Any]: ...
     def _set_parent(self, parent: Box[Any] | None, /) -> None: ...
     def _clear_poison(self) -> None: ...

@@ -25,6 +25,7 @@ LENT_MUTABLE = 4
 UNDO = 16
 PART = 32
 RELENT = 64
+EXCEPTED = handles.EXCEPTED
 RELEASE_NOTHING = 0
 RELEASE_SHALLOW = 2
 APART_BYTES = 32 * 1024  # of a result for another server; the wire takes completions of up to 64 KiB
@@ -173,11 +174,14 @@ class Outgoing:
         pin: _core.Pin
         for index, (handle, flags) in enumerate(encoded.children):
             if isinstance(handle, _core.Box):
+                excepted = EXCEPTED if handle._excepted else 0
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
-                pointers.append((*pin.pointer, flags))
+                pointers.append((*pin.pointer, flags | excepted))
                 continue
-            lent = flags | (UNDO if handle._undo else 0) | (RELENT if handle._box._lease else 0)
+            excepted = EXCEPTED if handle._box._excepted_with_all else 0
+            relent = RELENT if handle._box._lease else 0
+            lent = flags | excepted | relent | (UNDO if handle._undo else 0)
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
@@ -441,12 +445,14 @@ def open_lent(
     column: ColumnSpec | None = None,
 ) -> lends.Lent:
     """What a task borrows, ready for its function."""
+    excepted = bool(flags & EXCEPTED)
     if column is not None:
         from drust import frames
 
-        return frames.LentColumn(pointer, column.name, column.row_group, lease)
+        return frames.LentColumn(pointer, column.name, column.row_group, lease, excepted=excepted)
     if part is None:
-        return lends.Lent(pointer, bool(flags & LENT_MUTABLE), lease, undo=bool(flags & UNDO))
+        undo = bool(flags & UNDO)
+        return lends.Lent(pointer, bool(flags & LENT_MUTABLE), lease, undo=undo, excepted=excepted)
     if runtime.server_of(pointer) == here.server:
         return lends.LentPart(pointer, part.start, part.stop, part.axis, lease)
     return lends.TravellingPart(pointer, part.region, part.layout, lease)
@@ -506,16 +512,19 @@ class Outcome:
         if remote and not raised:
             whole = _nothing() if value is None else codecs.encode(value)
             if whole.nbytes > APART_BYTES:
+                # It travels as one value: with replicas, if one of the Boxes in it has them.
+                has_replicas = any(box._excepted for box, _ in whole.children)
+                excepted = EXCEPTED if has_replicas and not runtime.config().replicas else 0
                 self._apart = handles.write_encoded(whole)
                 apart = msgspec.structs.replace(header, apart=True)
-                return draft_block(
-                    _core.COMPLETION_CODEC, apart, _nothing(), [(*self._apart.pointer, 0), *room]
-                )
+                child = (*self._apart.pointer, excepted)
+                return draft_block(_core.COMPLETION_CODEC, apart, _nothing(), [child, *room])
         encoded = _nothing() if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
         try:
+            flags = [EXCEPTED if box._excepted else 0 for box, _ in encoded.children]
             for box, _ in encoded.children:
                 self._moved.append((box, *box._transfer()))
-            children = [(*pin.pointer, 0) for _, pin, _ in self._moved]
+            children = [(*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)]
             return draft_block(_core.COMPLETION_CODEC, header, encoded, [*children, *room])
         except BaseException:
             self.undo()
@@ -527,16 +536,16 @@ class Outcome:
             box._transfer_undone(pin, kept)
         self._moved.clear()
 
-    def publish(self, lends: list[tuple[Pointer, bool]], end: CompletionEnd) -> _core.Pin:
+    def publish(self, lends: list[tuple[Pointer, bool, int]], end: CompletionEnd) -> _core.Pin:
         """The completion block.
 
         Args:
-            lends: where each mutable lend is now, and whether that is a new version.
+            lends: where each mutable lend is now, whether that is a new version, and its `EXCEPTED` flag.
             end: what else its receiver must know.
         """
         index = len(self._moved) + (self._apart is not None)
-        for pointer, is_new in lends:
-            self._draft.set_child(index, (*pointer, LENT_MUTABLE if is_new else LENT_SHARED))
+        for pointer, is_new, excepted in lends:
+            self._draft.set_child(index, (*pointer, excepted | (LENT_MUTABLE if is_new else LENT_SHARED)))
             index += 1
         last: _core.Pin | None = None
         if end.frees or end.poisoned:

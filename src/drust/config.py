@@ -49,7 +49,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         address: `host:port` of a running cluster to join; none starts servers of its own on this machine.
         servers: how many servers to start here.
-        replicas: on how many other servers each value is kept that another server could have seen; 0 or 1.
+        replicas: on how many other servers each value is kept that another server could have seen, unless its
+            Box says otherwise; 0 or 1.
         workers: worker processes of each server.
         heap_bytes: the quota of each server's partition.
         host: the address servers listen at. Anything but loopback opens them to the network.

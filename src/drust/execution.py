@@ -156,13 +156,13 @@ def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, r
             outcome.undo()
             outcome = calls.Outcome(None, failure, len(mutable), remote=remote)
         ended[child] = lent
-    where: list[tuple[runtime.Pointer, bool]] = []
+    where: list[tuple[runtime.Pointer, bool, int]] = []
     poisoned: list[int] = []
     for index, child in enumerate(mutable):
         before = children[child][:3]
         lent_here = ended.get(child)
         now = before if lent_here is None else lent_here.pointer
-        where.append((now, now[0] != before[0]))
+        where.append((now, now[0] != before[0], children[child][3] & calls.EXCEPTED))
         if lent_here is not None and lent_here.is_poisoned:
             poisoned.append(index)
     return outcome.publish(where, calls.CompletionEnd(lease.frees, poisoned))

@@ -399,10 +399,18 @@ def column_mut(
 class LentColumn(lends.Lent):
     """A column that this worker's task borrows: `value` is (values, mask)."""
 
-    def __init__(self, pointer: Pointer, name: str, row_group: int | None, lease: lends.Lease) -> None:
+    def __init__(
+        self,
+        pointer: Pointer,
+        name: str,
+        row_group: int | None,
+        lease: lends.Lease,
+        *,
+        excepted: bool = False,
+    ) -> None:
         self.pointer = pointer
         self.is_poisoned = False
-        self._box = handles.hold(pointer, "mutable", owns=False, lease=lease)
+        self._box = handles.hold(pointer, "mutable", owns=False, lease=lease, excepted=excepted)
         self._column = ColumnMut(self._box, name, row_group, None)
         self.value: Any = self._column.__enter__()
         if self._column.is_in_place:

@@ -22,12 +22,14 @@ import numpy.typing as npt
 
 from drust import _core, codecs, groups, runtime, shipping
 from drust.codecs import arrays
+from drust.config import REPLICAS_MAX
 from drust.errors import (
     AccessError,
     BorrowError,
     BorrowMutError,
     BorrowTimeoutError,
     ClosedError,
+    ConfigError,
     DrustError,
     ForkedHandleError,
     ImmutableValueError,
@@ -36,6 +38,7 @@ from drust.errors import (
     PickledBoxError,
     PoisonedError,
     RevokedError,
+    ServerLostError,
     StaleViewError,
     StaleViewWarning,
 )
@@ -43,6 +46,7 @@ from drust.runtime import Pointer
 
 NOTHING, FREE_TREE, FREE_SHALLOW, FREE_TIED = 0, 1, 2, 4  # what a Pin's end does: native/bind/runtime.hpp
 
+EXCEPTED = 128  # of a child pointer: of replicas, the value is an exception from what the session says
 KEPT = 8  # of a child pointer: in a version that a borrower made, the pre-image owns the child as well
 BORROWED = 2 | 4  # of a child pointer: the block does not own the child
 
@@ -62,7 +66,8 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     def pointer_of(child: "_core.Box[Any]", flags: int) -> tuple[int, int, int, int]:
         pin = child._publish()
         owned.append(pin)
-        return (*pin.pointer, flags | KEPT if child._kept else flags)
+        kept, excepted = KEPT if child._kept else 0, EXCEPTED if child._excepted else 0
+        return (*pin.pointer, flags | kept | excepted)
 
     block = codecs.write(runtime.current(), encoded, pointer_of)
     for pin in owned:
@@ -111,15 +116,50 @@ def _queue_dropped(frees: list[tuple[Pointer, bool]], before: "_core.Pin", still
     ]
 
 
+def choose_replicas(replicas: object) -> bool:
+    """Whether a Box's `replicas=` is another choice than its session's. Starts the default session.
+
+    Raises:
+        ConfigError: it is neither 0 nor 1; or 1 where no other server could keep a replica.
+    """
+    runtime.current()
+    settings = runtime.config()
+    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas <= REPLICAS_MAX:
+        raise ConfigError(
+            variable="replicas=",
+            value=repr(replicas),
+            expected=f"a whole number from 0 to {REPLICAS_MAX}, or None for the session's setting",
+        )
+    if replicas and settings.servers < 2:
+        raise ConfigError(
+            variable="replicas=",
+            value=str(replicas),
+            expected="0 in a session of one server; for 1, another server to keep it: drust.init(servers=2)",
+        )
+    return replicas != settings.replicas
+
+
 def empty(
-    shape: int | Sequence[int], dtype: npt.DTypeLike = float, *, order: Literal["C", "F"] = "C"
+    shape: int | Sequence[int],
+    dtype: npt.DTypeLike = float,
+    *,
+    order: Literal["C", "F"] = "C",
+    replicas: int | None = None,
 ) -> "_core.Box[npt.NDArray[Any]]":
     """A Box of an array made in the heap, its contents undefined: no copy. As `numpy.empty`.
+
+    Args:
+        shape: its extent along each axis.
+        dtype: what its items are.
+        order: which axis is contiguous: the last one (C) or the first one (F).
+        replicas: as of `Box`.
 
     Raises:
         OutOfMemoryError: the heap has no room.
         TypeError: the dtype holds Python objects.
+        ConfigError: `replicas` cannot be had.
     """
+    excepted = replicas is not None and choose_replicas(replicas)
     described = np.dtype(dtype)
     extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     meta = arrays.pack_layout(extents, described, order)
@@ -131,7 +171,7 @@ def empty(
             raise ValueError(f"negative dimensions are not allowed: {extents}")
         nbytes *= extent
     pin = runtime.current().allocate(codecs.NDARRAY, meta, [nbytes], []).publish()
-    return _core.Box._from_pin(pin, "owned", np.ndarray)
+    return _core.Box._from_pin(pin, "owned", np.ndarray, excepted=excepted)
 
 
 def full(
@@ -140,19 +180,25 @@ def full(
     dtype: npt.DTypeLike | None = None,
     *,
     order: Literal["C", "F"] = "C",
+    replicas: int | None = None,
 ) -> "_core.Box[npt.NDArray[Any]]":
     """As `empty`, filled with one value. As `numpy.full`."""
-    box = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order=order)
+    described = np.asarray(fill_value).dtype if dtype is None else dtype
+    box = empty(shape, described, order=order, replicas=replicas)
     with box.borrow_mut() as array:
         array.fill(fill_value)
     return box
 
 
 def zeros(
-    shape: int | Sequence[int], dtype: npt.DTypeLike = float, *, order: Literal["C", "F"] = "C"
+    shape: int | Sequence[int],
+    dtype: npt.DTypeLike = float,
+    *,
+    order: Literal["C", "F"] = "C",
+    replicas: int | None = None,
 ) -> "_core.Box[npt.NDArray[Any]]":
     """As `empty`, filled with zeros. As `numpy.zeros`."""
-    return full(shape, 0, dtype, order=order)
+    return full(shape, 0, dtype, order=order, replicas=replicas)
 
 
 # -- values out of the heap --------------------------------------------------------------------------------
@@ -185,7 +231,10 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     source = pin
     here = runtime.current()
     if pin.local is None:
-        source = here.take(pin.pointer, box._lease is not None) if writable else here.fetch(pin.pointer)
+        try:
+            source = here.take(pin.pointer, box._lease is not None) if writable else here.fetch(pin.pointer)
+        except ServerLostError as error:
+            raise _name_lost(box, pin.pointer, error) from None
     if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
         view = source.as_writable() if writable else source
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)
@@ -201,7 +250,9 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
         flags = source.children[index][3]
         kept = is_lent and bool(flags & KEPT)
         owns = owns_children and writable and not kept
-        return hold(source.children[index][:3], "owned", owns, box, kept=kept)
+        return hold(
+            source.children[index][:3], "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED)
+        )
 
     block = PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
@@ -209,6 +260,18 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     box._install(value, source, False, writable)
     if owns_children and writable and source.children:
         source.set_release(FREE_SHALLOW)
+
+
+def _name_lost(box: "_core.Box[Any]", pointer: Pointer, error: ServerLostError) -> ServerLostError:
+    """The error for a value that its server, or who answers in its place, does not have: names both."""
+    state = box._state()
+    made = f", at hand since {state['created']}" if state["created"] else ""
+    return ServerLostError(
+        object=f"{state['label']} (address {pointer[0]:#x}{made})",
+        server=f"server {runtime.server_of(pointer)}",
+        reason=error.reason,
+        detail=error.detail,
+    )
 
 
 def _materialise_group(box: "_core.Box[Any]", source: _core.Pin, writable: bool) -> None:
@@ -235,6 +298,7 @@ def hold(
     lease: object = None,
     undo: bool = False,
     kept: bool = False,
+    excepted: bool = False,
     holder: "tuple[_core.Pin, int] | None" = None,
 ) -> "_core.Box[Any]":
     """A handle for a value that came from elsewhere, wherever it lies. No message.
@@ -247,6 +311,7 @@ def hold(
         lease: the task that it was lent to.
         undo: keep its pre-image whatever its size.
         kept: its block belongs to the pre-image of its parent.
+        excepted: of replicas, from what the session says.
         holder: the block here, and the index in its child table, that frees it if this process dies; for a
             value on another server.
     """
@@ -260,16 +325,19 @@ def hold(
         around, index = holder or (None, 0)
         pin = _core.Pin.hold(pointer, release, around, index)
         label = "remote value"
-    return _core.Box._from_pin(pin, access, label, parent, undo=undo, lease=lease, kept=kept)
+    return _core.Box._from_pin(
+        pin, access, label, parent, undo=undo, lease=lease, kept=kept, excepted=excepted
+    )
 
 
 def receive(block: "_core.Pin", index: int) -> "_core.Box[Any]":
     """The Box that child `index` of a call or completion brought here, wherever it lies. No message."""
     pointer = block.children[index][:3]
+    excepted = bool(block.children[index][3] & EXCEPTED)
     here = runtime.current()
     if runtime.server_of(pointer) != here.server:
-        return hold(pointer, "owned", holder=(block, index))
-    box = hold(pointer, "owned")
+        return hold(pointer, "owned", excepted=excepted, holder=(block, index))
+    box = hold(pointer, "owned", excepted=excepted)
     here.take_child(block.pointer, index)
     return box
 
@@ -287,7 +355,12 @@ def take_value(pointer: Pointer) -> Any:
         del old
     if groups.is_parent(pin):
         return codecs.decode(pin, False, groups.open_parts(pin).__getitem__)
-    return codecs.decode(pin.as_writable(), True, lambda index: hold(pin.children[index][:3], "owned"))
+
+    def child(index: int) -> "_core.Box[Any]":
+        excepted = bool(pin.children[index][3] & EXCEPTED)
+        return hold(pin.children[index][:3], "owned", excepted=excepted)
+
+    return codecs.decode(pin.as_writable(), True, child)
 
 
 
@@ -449,6 +522,7 @@ _core.set_hooks(
     forbid_rollback=_forbid_rollback,
     queue_free=_queue_free,
     settle=groups.settle,
+    choose_replicas=choose_replicas,
 )
 codecs.register_handle(_core.Box)
 codecs.set_importable(shipping.is_importable)

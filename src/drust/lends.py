@@ -47,11 +47,13 @@ class Lease:
 class Lent:
     """A value that this worker's task borrows: `value` for the function, `end()` when it has returned."""
 
-    def __init__(self, pointer: Pointer, mutable: bool, lease: Lease, *, undo: bool = False) -> None:
+    def __init__(
+        self, pointer: Pointer, mutable: bool, lease: Lease, *, undo: bool = False, excepted: bool = False
+    ) -> None:
         self.pointer = pointer
         self.is_poisoned = False
         access: handles.Access = "mutable" if mutable else "shared"
-        self._box = handles.hold(pointer, access, owns=False, lease=lease, undo=undo)
+        self._box = handles.hold(pointer, access, owns=False, lease=lease, undo=undo, excepted=excepted)
         self._mutable = mutable
         self._guard = self._box.borrow_mut() if mutable else self._box.borrow()
         self.value: Any = self._guard.__enter__()

@@ -41,7 +41,8 @@ OWNER_NAMES = {
     3: "a task in transit",
     4: "the copy table",
     5: "a queue",
-    6: "another server, as a replica",
+    6: "a task, as its version of what it was lent",
+    7: "another server, as a replica",
 }
 
 

@@ -103,7 +103,8 @@ def init(
             shared between them.
         replicas: 1 keeps what other servers could have seen of each server's values on one more server, which
             takes its place if it is lost. Cost: one round trip with the bytes, once a version, where it is
-            handed to another server; nothing anywhere else. Default 0: a lost server's values are lost.
+            handed to another server; nothing anywhere else. Default 0: a lost server's values are lost, but
+            for those whose Box has `replicas=1`.
         on_event: told of each worker or server that is lost, replaced or protected again, in a thread of the
             engine.
         settings: other fields of `drust.config.Config`, as `strict=True`. All can be DRUST_ variables too.

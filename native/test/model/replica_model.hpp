@@ -15,7 +15,8 @@
 // have arrived (the round of the endpoint table). Frees that the lost server may not have passed on are
 // repeated to the backup.
 //
-// Messages arrive in any order; those of a lost server arrive late or never. Rejected: the whole of
+// What the backup does with each message is decided by protocol/replication.hpp, as in the runtime. Messages
+// arrive in any order; those of a lost server arrive late or never. Rejected: the whole of
 // cluster_model.hpp with replicas in it (a product of states that have nothing to do with each other).
 #pragma once
 
@@ -25,6 +26,7 @@
 #include <vector>
 
 #include "base/ensure.hpp"
+#include "protocol/replication.hpp"
 #include "test/explorer.hpp"
 
 namespace drust::test::replica {

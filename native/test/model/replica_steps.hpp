@@ -156,7 +156,7 @@ class Stepper {
     switch (m.kind) {
       case Kind::Put:
         if (s_.promoted != 0 && config_.bug != Bug::PutAfterPromotion) return;  // its sender is no longer heard
-        if (m.stamp > s_.floors[m.slot - 1] || config_.bug == Bug::NoticeForgotten) enter(m);
+        enter(m);
         if (s_.lost == 0) send({.kind = Kind::Stored, .slot = m.slot, .colour = m.colour, .stamp = m.stamp});
         return;
       case Kind::Stored:
@@ -177,9 +177,7 @@ class Stepper {
         drop_older(m.slot, config_.bug == Bug::NoticeIgnoresStamp ? 255 : m.stamp);
         return;
       case Kind::Confirm:
-        for (Version& version : s_.versions[m.slot - 1]) {
-          if (version.colour == m.colour) version.confirmed = 1;
-        }
+        at_place(m.slot, [&](Place& place) { place.confirm(m.colour); });
         return;
       case Kind::None:
         return;
@@ -214,46 +212,48 @@ class Stepper {
     s_.put_stamp = 0;
   }
 
-  void enter(const Message& m) {
-    Version* versions = s_.versions[m.slot - 1];
-    if (config_.bug == Bug::OneVersionKept) versions[0] = versions[1] = {};
-    const Version next{m.colour, m.value, m.stamp, 0};
-    if (versions[0].colour == 0) {
-      versions[0] = next;
-    } else if (versions[1].colour == 0) {
-      versions[1] = next;
-      if (next.stamp < versions[0].stamp) std::swap(versions[0], versions[1]);
-    } else if (next.stamp > versions[1].stamp) {
-      versions[0] = std::exchange(versions[1], next);
-    } else if (next.stamp > versions[0].stamp) {
-      versions[0] = next;
+  using Place = protocol::ReplicaPlace<Byte>;  // which holds values where the runtime has blocks
+
+  // Lets a rule of the protocol work on what the backup has of an address.
+  template <class Rule>
+  void at_place(Byte slot, const Rule& rule) {
+    Version* versions = s_.versions[slot - 1];
+    Place place;
+    place.floor = s_.floors[slot - 1];
+    for (int index = 0; index < kVersions; ++index) {
+      const Version& version = versions[index];
+      place.versions[static_cast<std::size_t>(index)] = {version.colour, version.stamp, version.confirmed != 0,
+                                                         version.value};
+    }
+    rule(place);
+    s_.floors[slot - 1] = static_cast<Byte>(place.floor);
+    for (int index = 0; index < kVersions; ++index) {
+      const Place::Version& version = place.versions[static_cast<std::size_t>(index)];
+      versions[index] = {static_cast<Byte>(version.colour), version.held, static_cast<Byte>(version.stamp),
+                         static_cast<Byte>(version.is_confirmed)};
     }
   }
 
-  void close_gap(int slot) {
-    Version* versions = s_.versions[slot];
-    if (versions[0].colour == 0) std::swap(versions[0], versions[1]);
+  void enter(const Message& m) {
+    at_place(m.slot, [&](Place& place) {
+      if (config_.bug == Bug::OneVersionKept) place.versions = {};
+      const std::uint64_t floor = place.floor;
+      if (config_.bug == Bug::NoticeForgotten) place.floor = 0;
+      place.enter({m.colour, m.stamp, false, m.value});
+      place.floor = floor;
+    });
   }
 
   void drop_older(Byte slot, int stamp) {
-    for (Version& version : s_.versions[slot - 1]) {
-      if (version.colour != 0 && version.stamp < stamp) version = {};
-    }
-    s_.floors[slot - 1] = std::max(s_.floors[slot - 1], static_cast<Byte>(stamp));
-    close_gap(slot - 1);
+    at_place(slot, [&](Place& place) { place.drop_older(static_cast<std::uint64_t>(stamp)); });
   }
 
-  // The version, what was before it, and what came after it unless somebody owns that: the address was used
-  // again.
   void free_on_backup(Pointer pointer) {
-    const Version* found = s_.find(pointer);
-    if (found == nullptr) return;
-    const Byte stamp = found->stamp;
-    for (Version& version : s_.versions[pointer.slot - 1]) {
-      const bool newer_and_owned = version.stamp > stamp && version.confirmed != 0;
-      if (!newer_and_owned || config_.bug == Bug::FreeTakesAll) version = {};
-    }
-    close_gap(pointer.slot - 1);
+    at_place(pointer.slot, [&](Place& place) {
+      const bool takes_all = config_.bug == Bug::FreeTakesAll && place.find(pointer.colour) != nullptr;
+      place.take_free(pointer.colour);
+      if (takes_all) place.versions = {};
+    });
   }
 
   void lose() {

@@ -19,23 +19,23 @@ _FILLING = 7.0
 _BOXES_A_TASK = 100
 
 
-def make_boxes(count: int, nbytes: int) -> "list[Box[Floats]]":
+def make_boxes(count: int, nbytes: int, replicas: int | None = None) -> "list[Box[Floats]]":
     """A task: boxes whose values stay on the server that runs it."""
     boxes: list[Box[Floats]] = []
     for _ in range(count):
-        box: Box[Floats] = empty_array(nbytes // 8)
+        box: Box[Floats] = empty_array(nbytes // 8, replicas=replicas)
         with box.borrow_mut() as values:
             values.fill(_FILLING)
         boxes.append(box)
     return boxes
 
 
-def boxes_there(count: int, nbytes: int) -> "list[Box[Floats]]":
+def boxes_there(count: int, nbytes: int, replicas: int | None = None) -> "list[Box[Floats]]":
     """Boxes owned here of `count` values of `nbytes` each that lie on the other server."""
     boxes: list[Box[Floats]] = []
     while len(boxes) < count:
         share = min(_BOXES_A_TASK, count - len(boxes))
-        boxes += spawn(make_boxes, share, nbytes, server=OTHER).join()
+        boxes += spawn(make_boxes, share, nbytes, replicas, server=OTHER).join()
     return boxes
 
 

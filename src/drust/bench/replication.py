@@ -1,9 +1,10 @@
 """`drust bench replication`: what replicas cost where a value is handed over, and how long a loss takes.
 
 Idea: the same program runs in two clusters of three servers, one with replicas and in this process, one
-without in a partner process; their samples take turns, so that the ratio is of pairs. A loss is measured in
-clusters of its own: from the `kill -9` to the first value that is read again, and to the end of the copying
-that makes the next loss bearable, beside a socket that streams as many bytes.
+without in a partner process; their samples take turns, so that the ratio is of pairs. Then a Box without a
+replica, beside others that have one, against one where there are none. A loss is measured in clusters of its
+own: from the `kill -9` to the first value that is read again, and to the end of the copying that makes the
+next loss bearable, beside a socket that streams as many bytes.
 Rejected: two sessions in one process, one after the other (drift between the two becomes the result).
 """
 
@@ -32,6 +33,7 @@ SIZES_BYTES = (512, 2**20, 64 * 2**20)  # of the value that is handed over
 LOSSES_BYTES = (2**20, 64 * 2**20, 256 * 2**20)  # on the server that is lost
 HEAP_BYTES_MAX = 2**30
 _BOX_BYTES = 2**20
+_KEPT_BOXES = 64
 _RECOVERY_AIM = Aim(kind="seconds", bound=5.0)
 _LONG_S = 60.0
 _STREAM_CHUNK_BYTES = 2**20
@@ -135,6 +137,28 @@ def hand_overs(bench: Bench, partner: ProcessPoolExecutor) -> Iterator[Row]:
         yield row
 
 
+def choices(bench: Bench, partner: ProcessPoolExecutor) -> Iterator[Row]:
+    """What a Box that asked for no replica costs beside some that did, over what it costs where none did."""
+    kept = boxes_there(_KEPT_BOXES, _BOX_BYTES // _KEPT_BOXES, 1)
+    for nbytes in SIZES_BYTES[:2]:
+
+        def here(count: int, nbytes: int = nbytes) -> float:
+            return sample("hand-over", nbytes, count)
+
+        def there(count: int, nbytes: int = nbytes) -> float:
+            return partner.submit(sample, "hand-over", nbytes, count).result(_LONG_S)
+
+        size = format_bytes(nbytes)
+        yield bench.compare(
+            f"plain-beside-kept-{size.replace(' ', '')}",
+            f"task changes {size} of a Box without a replica, where {len(kept)} others have one",
+            "the same where no Box has one",
+            Operation(here),
+            Operation(there),
+            Aim(kind="ratio", bound=1.05),
+        )
+
+
 def losses(quick: bool) -> Iterator[Row]:
     """Time from a kill to the first read, and to the end of re-replication, by the size of the partition."""
     for nbytes in LOSSES_BYTES[: 2 if quick else None]:
@@ -206,13 +230,14 @@ def run(*, quick: bool = False, progress: Callable[[str], None] = lambda _name: 
     progress("hand-overs")
     try:
         with (
-            init(servers=3, workers=1, heap_bytes=heap_bytes(), replicas=1) as session,
             Peers() as partners,
             ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start_partner) as partner,
         ):
-            rows += hand_overs(Bench(session, partners, quick), partner)
+            for replicas, measure in ((1, hand_overs), (0, choices)):
+                with init(servers=3, workers=1, heap_bytes=heap_bytes(), replicas=replicas) as session:
+                    rows += measure(Bench(session, partners, quick), partner)
+                    _made.clear()
             partner.submit(shutdown).result(_LONG_S)
-            _made.clear()
         progress("losses")
         rows += losses(quick)
     except (peers.Unavailable, DrustError, OSError, AssertionError) as error:

@@ -10,7 +10,7 @@ script ends everything.
     driver --Endpoints--> server    the whole table
     driver <--Joined-- server       in its partition; the server starts its workers, `start` returns
 
-A server that is lost is replaced by its backup, or started again, empty: recovery.py.
+A server that is lost is replaced by its backup, or, where that has no replicas, started again: recovery.py.
 """
 
 import atexit
@@ -136,7 +136,7 @@ class LocalCluster:
 
     @property
     def unprotected(self) -> list[int]:
-        """The servers but home whose values would be gone with the next server that is lost."""
+        """The servers but home of whose values, though they have replicas, the next loss could take some."""
         return self._ring.unprotected if self._ring else []
 
     @property
@@ -158,7 +158,7 @@ class LocalCluster:
         for server in self._servers:
             server.channel.send(self._start_message(server.number))
         listening = [self._ready(server, deadline_s) for server in self._servers]
-        self._ring = Ring(listening, self._config.replicas, self.home)
+        self._ring = Ring(listening, self.home)
         self.endpoints = tuple(self._ring.table)
         for server in self._servers:
             server.channel.send(messages.Endpoints(endpoints=list(self.endpoints)))
@@ -181,6 +181,7 @@ class LocalCluster:
             server=number,
             incarnation=incarnation,
             heap_bytes=config.heap_bytes,
+            replicates_all=config.replicas > 0,
             host=config.host,
             threads=_SERVE_THREADS,
             workers=config.workers,
@@ -244,9 +245,9 @@ class LocalCluster:
                     event.worker, event.server, event.pid, event.reason, event.lost_tasks,
                 )  # fmt: skip
                 self._tell(event)
-            case messages.Joined():
+            case messages.Joined(keeps=keeps):
                 if self._recovery:
-                    self._recovery.joined(server.number)
+                    self._recovery.joined(server.number, keeps)
             case messages.Fenced(turn=turn):
                 if self._recovery:
                     self._recovery.fenced(server.number, turn)

@@ -1,14 +1,22 @@
 """What is done when a server is lost, step by step: driven by the engine's loop, one loss after the other.
 
     everyone <--Endpoints--  the row has no port: nobody sends there, records of its tasks are settled as
-    everyone --Joined-->     lost, and who owns which of its values has been told to its backup
+    everyone --Joined-->     lost, and who owns which of its values has been told to its backup; that says
+                             whether it has replicas
     everyone <--Fence--      tasks that had lent something with them are lost later: fence.py
     backup   <--Endpoints--  it takes the place
     backup   --Joined-->
     everyone <--Endpoints--  whoever waits goes on, there
     ... some seconds later, its backup frees what the lost server's own processes owned
 
-Without replicas the second half is a new process, empty, under a new incarnation.
+Where no Box had a replica there, in a session that keeps them for those alone that ask, the second half is a
+new process, empty, under a new incarnation:
+
+    everyone <--Endpoints--  the row has no backup: whoever waits gets an error
+    server   --Ready-->
+    everyone <--Endpoints--  the row has a new port
+
+Rejected: the new process beside the backup that answers for the old one's addresses (docs/replication.md).
 
 A server that does not answer within ANSWER_WITHIN_S is not waited for: those who wait for the lost one have
 5 s in all.
@@ -56,7 +64,7 @@ class Recovery:
     """The losses of one cluster. Everything runs in the engine's thread."""
 
     def __init__(self, loop: Loop, ring: Ring, cluster: Cluster, *, restarts: bool) -> None:
-        """`restarts`: lost servers are started again, empty, rather than replaced by their backups."""
+        """`restarts`: a lost server that has no replicas is started again, not replaced by its backup."""
         self._loop = loop
         self._ring = ring
         self._cluster = cluster
@@ -64,6 +72,7 @@ class Recovery:
         self._waiting: deque[int] = deque()
         self._steps: Iterator[set[int]] | None = None
         self._pending: set[int] = set()
+        self._kept: dict[int, list[int]] = {}  # of this loss, by who answered: of whom it has replicas
         self._turn = 0  # so that a timer of an earlier step does nothing
         self._noticed_s: dict[int, float] = {}
         self._fence = Fence(cluster)
@@ -78,10 +87,12 @@ class Recovery:
         else:
             self.joined(server)  # nobody waits for it
 
-    def joined(self, server: int) -> None:
-        """A server has taken in the table."""
+    def joined(self, server: int, keeps: list[int] | None = None) -> None:
+        """A server has taken in the table, and has replicas of those lost ones; None: it is lost itself."""
         if self._steps is None:
             return
+        if keeps is not None:
+            self._kept[server] = keeps
         self._pending.discard(server)
         if not self._pending:
             self._advance()
@@ -105,7 +116,8 @@ class Recovery:
             return
         for server in done.servers:
             self._ring.protected(server, done.backup)
-        self._cluster.tell(done)
+        if done.versions or not self._restarts:
+            self._cluster.tell(done)
 
     def _next_loss(self) -> None:
         self._steps = None
@@ -143,13 +155,20 @@ class Recovery:
                 _logger.error("the only replicas of server %s are lost with server %d", others, server)
             else:
                 _logger.error("server %d had no backup: what it held is gone", server)
+        self._kept.clear()
         joining = self._send_table(self._cluster.living)
         self._fence.begin(server)
         yield joining
         if self._restarts:
-            if self._cluster.restart(server, self._ring.next_incarnation(server)):
+            empty = answered_for if self._has_no_replicas(server) else gone
+            self._ring.give_up(empty)
+            if empty:
+                self._send_table(self._cluster.living)
+            for number in empty:
+                self._cluster.restart(number, self._ring.next_incarnation(number))
+            if server in empty:
                 return
-        elif (successor := self._ring.replace(server)) is not None:
+        if (successor := self._ring.replace(server)) is not None:
             yield self._send_table([successor])
             yield self._send_table([each for each in self._cluster.living if each != successor])
             for number in answered_for:
@@ -157,6 +176,11 @@ class Recovery:
             self._loop.call_later(ORPHANS_AFTER_S, lambda: self._free_orphans(answered_for))
             if self._ring.table[successor].backup is None:
                 _logger.warning("no server is left to keep replicas of what server %d holds", successor)
+
+    def _has_no_replicas(self, server: int) -> bool:
+        """Whether the backup of a lost server says so. A silent one takes the place: it may have some."""
+        successor = self._ring.successor(server)
+        return successor is None or self._kept.get(successor) == []
 
     def _free_orphans(self, servers: list[int]) -> None:
         for row in self._ring.table:

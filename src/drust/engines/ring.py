@@ -1,11 +1,13 @@
 """Who answers for which server, and who backs whom up: the endpoint table as servers are lost. No I/O.
 
-The backup of a server is the next living one, as on a ring. The home server has none: the script maps its
-partition, so its end is the session's end, and replicas of it could be read by nobody.
+The backup of a server is the next living one, as on a ring, for as long as it lives. Every server has one,
+also in a session that keeps no replicas: it costs nothing until a Box asks for one. The home server has none:
+the script maps its partition, so its end is the session's end, and replicas of it could be read by nobody.
 
-    lose(1):   row 1 without a port             everyone stops sending there; records of its tasks are lost
-    replace(1) row 1 answered by its backup     with what it has of 1, and of whom 1 answered for
-    restart(1) row 1 at a new port, empty       without replicas
+    lose(1):    row 1 without a port            everyone stops sending there; records of its tasks are lost
+    replace(1)  row 1 answered by its backup    with what it has of 1, and of whom 1 answered for
+    give_up(1)  row 1 without a backup          there are no replicas: nobody waits
+    restart(1)  row 1 at a new port, empty
 
 Rejected: a successor chosen by hashing each address (no server would then hold all of a lost one's, and a
 tied group would have no one place to be committed).
@@ -33,9 +35,8 @@ class _Place:
 class Ring:
     """The table. Every method that changes it is followed by sending it to everyone."""
 
-    def __init__(self, listening: list[tuple[str, int]], replicas: int, home: int) -> None:
+    def __init__(self, listening: list[tuple[str, int]], home: int) -> None:
         """`listening`: host and port of each server, by number."""
-        self._replicas = replicas
         self._home = home
         self._places = [_Place(host, port, number) for number, (host, port) in enumerate(listening)]
         self._choose_backups()
@@ -92,6 +93,11 @@ class Ring:
             place.is_backed = False
         return successor
 
+    def give_up(self, numbers: list[int]) -> None:
+        """There is nothing to be had of these, which nobody answers for: nobody waits."""
+        for number in numbers:
+            self._places[number].by = self._places[number].backup = None
+
     def restart(self, server: int, host: str, port: int) -> None:
         """A new process, empty, has the number of a lost one."""
         place = self._places[server]
@@ -120,7 +126,8 @@ class Ring:
 
     def _choose_backups(self) -> None:
         for number, place in enumerate(self._places):
-            if place.is_alive:
+            has_backup = place.backup is not None and self._places[place.backup].is_alive
+            if place.is_alive and not has_backup:
                 backup = self._next(number)
                 if backup != place.backup:
                     place.is_backed = place.backup is None  # at the start there is nothing to be sent
@@ -132,7 +139,7 @@ class Ring:
                 place.backup = self._places[place.by].backup
 
     def _next(self, server: int) -> int | None:
-        if not self._replicas or server == self._home:
+        if server == self._home:
             return None
         count = len(self._places)
         others = ((server + step) % count for step in range(1, count))

@@ -43,6 +43,7 @@ def _run(channel: Channel[messages.ToServer]) -> int:
             token=start.token,
             log=logging.getLogger("drust.server").warning,
             pid=os.getpid(),
+            replicates_all=start.replicates_all,
         )
     except Exception as error:  # noqa: BLE001 - whatever it is, the driver shall raise it
         channel.send(messages.Failed(reason=f"{type(error).__name__}: {error}"))

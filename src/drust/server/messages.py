@@ -28,7 +28,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         port: 0 when nobody listens: the server is lost.
         epoch: raised at each change of host, port or `by`.
         by: the server that answers in its place, where another one does.
-        backup: the server that has its replicas, or is about to take its place.
+        backup: the server that has its replicas, or is about to take its place; None where nobody will.
         incarnation: of the process that has, or last had, this number.
     """
 
@@ -48,6 +48,7 @@ class Start(Message, frozen=True):
         server: its number in the cluster.
         incarnation: how often this number was started, from 1; part of every colour.
         heap_bytes: the partition's quota.
+        replicates_all: what is handed over has replicas, unless its Box says otherwise; else if that says so.
         host: the address to listen at.
         threads: serve threads.
         workers: worker processes to keep.
@@ -64,6 +65,7 @@ class Start(Message, frozen=True):
     server: int
     incarnation: int
     heap_bytes: int
+    replicates_all: bool
     host: str
     threads: int
     workers: int
@@ -129,7 +131,13 @@ class Failed(Message, frozen=True):
 
 
 class Joined(Message, frozen=True):
-    """The endpoint table stands in the partition."""
+    """The endpoint table stands in the partition.
+
+    `keeps`: of the lost servers that this one is the backup of, those it has replicas of. To these no process
+    of the lost server can add any more.
+    """
+
+    keeps: list[int] = []
 
 
 class Fenced(Message, frozen=True):

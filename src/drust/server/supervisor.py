@@ -36,6 +36,7 @@ _REPLY_LEAVES_S = 0.05  # the reply to Shutdown is given this time on its way be
 _OUTPUT_LEAVES_S = 0.2
 _TAKE_TIMEOUT_MS = 60_000
 TRIM_PERIOD_S = 5.0
+AUDIT_AFTER_S = 0.5
 NO_SERVER = 4096  # as native/base/address.hpp: no address names it
 _TRIM_TO_NOTHING_BYTES = 4 * 2**20
 
@@ -102,7 +103,9 @@ class Supervisor:
         for row in endpoints:
             self._enter(row, before.get(row.server))
         self._control.endpoints = endpoints
-        self._send(messages.Joined())
+        mine = [row for row in endpoints if not row.port and row.backup == self._start.server]
+        keeps = [row.server for row in mine if self._plane.close_replicas(row.server, row.incarnation)[0]]
+        self._send(messages.Joined(keeps))
         if self._start.server == messages.HOME and self._hall is None:
             self._hall = joining.Hall(self._loop, self._plane.memfd, self._guest_arrived)
         if self._hall:
@@ -155,10 +158,13 @@ class Supervisor:
         threading.Thread(target=protect, name="drust-protect", daemon=True).start()
 
     def _audit(self) -> None:
-        """A worker was killed, perhaps before it could say which replicas are of no use any more."""
+        """A worker was killed, perhaps before it could say which replicas are of no use any more.
+
+        What it had sent last has arrived by now. 1 round trip, and none where nothing was ever replicated.
+        """
         rows = [row for row in self._control.endpoints if row.server == self._start.server]
         backup = rows[0].backup if rows else None
-        if backup is None or self._closing.is_set():
+        if backup is None or self._closing.is_set() or not self._plane.has_replicated:
             return
 
         def audit() -> None:
@@ -175,7 +181,7 @@ class Supervisor:
     def _send(self, message: messages.Message) -> None:
         """Never waits: what the driver does not take now is kept in order, and workers wait."""
         if isinstance(message, messages.WorkerLost):
-            self._audit()
+            self._loop.call_later(AUDIT_AFTER_S, self._audit)
         self._outbox.append(message)
         self._flush()
 

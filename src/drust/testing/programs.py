@@ -375,18 +375,20 @@ def forget(cell: Cell, server: int) -> Pending:
     return Pending("forget", settle, [cell])
 
 
-def fresh(random: Random, number: int) -> Cell:
-    """A cell made by the driver."""
+def fresh(random: Random, number: int, servers: int) -> Cell:
+    """A cell made by the driver; one in three has replicas, where another server can keep them."""
     kind = random.random()
+    replicas = 1 if servers > 1 and random.random() < 0.3 else None
     if kind < 0.3:
-        return fresh_parent(number)
+        return fresh_parent(number, replicas)
     size = LARGE if kind < 0.5 else SMALL
-    return Cell(Box(np.full(size, number)), size, number)
+    return Cell(Box(np.full(size, number), replicas=replicas), size, number)
 
 
-def fresh_parent(number: int) -> Cell:
+def fresh_parent(number: int, replicas: int | None = None) -> Cell:
     """A cell with a Box inside."""
-    return Cell(Box({"stamp": number, "child": Box(np.full(SMALL, number))}), 0, (number, number))
+    value = {"stamp": number, "child": Box(np.full(SMALL, number))}
+    return Cell(Box(value, replicas=replicas), 0, (number, number))
 
 
 def draw(random: Random, cells: list[Cell], number: int, servers: int) -> Pending:
@@ -396,7 +398,7 @@ def draw(random: Random, cells: list[Cell], number: int, servers: int) -> Pendin
         return random.randrange(servers)
 
     while len(cells) < 2:
-        cells.append(fresh(random, number))
+        cells.append(fresh(random, number, servers))
     if random.random() < 0.2 and not any(cell.is_parent for cell in cells):
         cells.append(fresh_parent(number))
     cell = cells.pop(random.randrange(len(cells)))

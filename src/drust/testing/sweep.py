@@ -34,9 +34,9 @@ class Step:
     start: Callable[[Cells], programs.Pending]
 
 
-def _array(size: int, at: int) -> Cells:
+def _array(size: int, at: int, replicas: int | None = None) -> Cells:
     """A cell of the driver; moved to that server by a writer there."""
-    cell = programs.Cell(Box(np.full(size, 1)), size, 1)
+    cell = programs.Cell(Box(np.full(size, 1), replicas=replicas), size, 1)
     return programs.write(cell, 1, at).settle() if at else [cell]
 
 
@@ -66,6 +66,10 @@ def steps() -> Iterator[Step]:
         for sub in (0, 1):
             name = f"lend on parent at {at} on {to} to {sub}"
             yield Step(name, parent, partial(_write_parent, to, sub))
+    for size, name in ((programs.SMALL, "small"), (programs.LARGE, "large")):
+        kept = partial(_array, size, 1, 1)
+        yield Step(f"write replicated {name} at 1 on 1", kept, partial(_write, 1))
+        yield Step(f"move replicated {name} there and back at 1 on 0", kept, partial(_move, 0, True))
     for to in (0, 1):
         small = partial(_array, programs.SMALL, 0)
         yield Step(f"write two on {to}", _two_arrays, partial(_write_two, to))
