@@ -129,6 +129,18 @@ TEST("a shallow free leaves the children, and a tree that names itself ends") {
   CHECK_EQ(host.partition->live_blocks(), 1U);
 }
 
+TEST("what was noted of a block's bytes ends with the block, whoever gets its memory next") {
+  Host host;
+  for (const std::uint64_t bytes : {10ULL, 3'000'000ULL}) {
+    const GlobalPointer first = make_block(*host.heap, bytes);
+    block_at(*host.partition, first.address).header().flags.store(kReplicated | kHasReplica | kAdopting);
+    CHECK(host.heap->free_shallow(first).ok());
+    const GlobalPointer second = make_block(*host.heap, bytes);
+    CHECK(second.address == first.address);
+    CHECK_EQ(block_at(*host.partition, second.address).header().flags.load(), 0U);
+  }
+}
+
 TEST("a duplicate has the same bytes, another place and another colour") {
   Host host;
   const GlobalPointer child = make_block(*host.heap, 10);
