@@ -115,6 +115,18 @@ TEST("freeing a tree frees what it owns, reports what is elsewhere, and spares w
   CHECK(host.heap->free_shallow(lent).ok());
 }
 
+TEST("a version that a borrower made goes without the children that it shares with its pre-image") {
+  Host host;
+  for (const bool is_borrowers : {false, true}) {
+    const GlobalPointer child = make_block(*host.heap, 10);
+    const GlobalPointer version = make_block(*host.heap, 10, {child}, ChildPointer::kKept);
+    if (is_borrowers) CHECK(host.heap->set_owner(version, owner_word(OwnerKind::borrower, host.process)));
+    std::vector<GlobalPointer> remote;
+    CHECK(host.heap->free(version, remote).ok());
+    CHECK_EQ(host.partition->find(child.address, child.colour).ok(), is_borrowers);
+  }
+}
+
 TEST("a shallow free leaves the children, and a tree that names itself ends") {
   Host host;
   const GlobalPointer child = make_block(*host.heap, 10);
