@@ -136,13 +136,16 @@ pytest: $(STAMPS)/extra-dev $(STAMPS)/installed
 # make soak SOAK_SEED=4711 draws the same again.
 SOAK_SEED := $(or $(SOAK_SEED),$(shell shuf -i 1-999999 -n 1))
 SOAK_KILLS ?= 10000
-SOAK_NATIVE_KILLS ?= 20000
+SOAK_NATIVE_KILLS ?= 10000
+SOAK_SWEEP_EVERY ?= 20
 
 soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-plain/built build/native-address/built
 	@echo "make soak SOAK_SEED=$(SOAK_SEED)"
 	DRUST_TEST_SEED=$(SOAK_SEED) DRUST_TEST_ROUNDS=$(SOAK_NATIVE_KILLS) build/native-plain/test_kill_points random
 	@$(call run_fuzzers,address,10 * $(FUZZ_FRAMES),$(SOAK_SEED))
-	$(BIN)/python -m drust.testing.soak --kills $(SOAK_KILLS) --seed $(SOAK_SEED) 2> build/soak.log || \
+	{ $(BIN)/python -m drust.testing.soak --kills $(SOAK_KILLS) --seed $(SOAK_SEED) && \
+	  $(BIN)/python -m drust.testing.sweep --every $(SOAK_SWEEP_EVERY) \
+	      --first $$(( $(SOAK_SEED) % $(SOAK_SWEEP_EVERY) )); } 2> build/soak.log || \
 	    { tail -n 20 build/soak.log; echo "what the sessions printed: build/soak.log" >&2; exit 1; }
 	$(BIN)/python -m pytest -m soak
 
