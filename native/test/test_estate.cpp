@@ -88,6 +88,24 @@ TEST("a child on another server goes with its parent, though who freed that died
   CHECK(scene.owed() == std::map<Colour, std::uint64_t>{{elsewhere(1).colour, 0}});
 }
 
+TEST("what a dead process owned stays while a task has it on loan, and goes with the task") {
+  for (const std::uint64_t lend : {ChildPointer::kShared, ChildPointer::kMutable}) {
+    Scene scene;
+    const GlobalPointer value = make_block(scene.dying, 10);
+    const std::vector<ChildPointer> lends = {{value.address.raw(), value.colour, value.extent_bytes, lend}};
+    const GlobalPointer record = Queue::make_record(scene.dying, scene.host.partition->server(), lends).value();
+    Queue::find_record(*scene.host.partition, record)->call.store(tasks::Record::kCallArrived);
+    scene.reaper.reap(scene.second, 0, "killed");
+    CHECK_EQ(scene.reaper.tend(), 1U);
+    CHECK(scene.is_there(value));
+    std::vector<GlobalPointer> remote;
+    std::vector<GlobalPointer> made;
+    server::deliver_here(*scene.host.heap, record, RecordState::done, make_block(*scene.host.heap, 50), remote, made);
+    CHECK_EQ(scene.reaper.tend(), 0U);
+    CHECK_EQ(scene.host.partition->live_blocks(), 0U);
+  }
+}
+
 TEST("what a task had decided to return is not its worker's any more, though it dies before it has said so") {
   Scene scene;
   const GlobalPointer record = Queue::make_record(*scene.host.heap, scene.host.partition->server()).value();
