@@ -117,13 +117,15 @@ TEST("freeing a tree frees what it owns, reports what is elsewhere, and spares w
 
 TEST("a version that a borrower made goes without the children that it shares with its pre-image") {
   Host host;
-  for (const bool is_borrowers : {false, true}) {
+  // Whose it is, or how it is freed once it is nobody's, says that it is one.
+  for (const auto& [is_borrowers, is_made] : {std::pair{false, false}, {true, false}, {false, true}}) {
     const GlobalPointer child = make_block(*host.heap, 10);
     const GlobalPointer version = make_block(*host.heap, 10, {child}, ChildPointer::kKept);
     if (is_borrowers) CHECK(host.heap->set_owner(version, owner_word(OwnerKind::borrower, host.process)));
     std::vector<GlobalPointer> remote;
-    CHECK(host.heap->free(version, remote).ok());
-    CHECK_EQ(host.partition->find(child.address, child.colour).ok(), is_borrowers);
+    CHECK((is_made ? host.heap->free_made(version, remote) : host.heap->free(version, remote)).ok());
+    CHECK(!host.partition->find(version.address, version.colour).ok());
+    CHECK_EQ(host.partition->find(child.address, child.colour).ok(), is_borrowers || is_made);
   }
 }
 
