@@ -120,7 +120,7 @@ FUZZ_FRAMES ?= 1000000
 run_native = $(2) $(BIN)/ctest --test-dir build/native-$(1) --output-on-failure --no-tests=error -j$(JOBS) \
     --repeat until-pass:2
 run_fuzzers = for fuzzer in $$(find build/native-$(1) -maxdepth 1 -name 'fuzz_*' -type f -executable | sort); do \
-    seq $(JOBS) | xargs -P $(JOBS) -I '{}' "$$fuzzer" $$(( ($(2)) / $(JOBS) + 1 )) '{}000'; done
+    seq $(JOBS) | xargs -P $(JOBS) -I '{}' "$$fuzzer" $$(( ($(2)) / $(JOBS) + 1 )) '{}$(3)000'; done
 
 native-test: build/native-plain/built build/native-address/built build/native-thread/built
 	$(call run_native,plain,)
@@ -132,9 +132,22 @@ PYTEST_ARGS ?= -n 2
 pytest: $(STAMPS)/extra-dev $(STAMPS)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-address/built
-	@$(call run_fuzzers,address,10 * $(FUZZ_FRAMES))
-	$(BIN)/python -m pytest -m soak --timeout=1800
+# What `make test` draws from seeds that are always the same, many times more of it, from a seed that is printed:
+# make soak SOAK_SEED=4711 draws the same again.
+SOAK_SEED := $(or $(SOAK_SEED),$(shell shuf -i 1-999999 -n 1))
+SOAK_KILLS ?= 10000
+SOAK_NATIVE_KILLS ?= 10000
+SOAK_SWEEP_EVERY ?= 20
+
+soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-plain/built build/native-address/built
+	@echo "make soak SOAK_SEED=$(SOAK_SEED)"
+	DRUST_TEST_SEED=$(SOAK_SEED) DRUST_TEST_ROUNDS=$(SOAK_NATIVE_KILLS) build/native-plain/test_kill_points random
+	@$(call run_fuzzers,address,10 * $(FUZZ_FRAMES),$(SOAK_SEED))
+	{ $(BIN)/python -m drust.testing.soak --kills $(SOAK_KILLS) --seed $(SOAK_SEED) && \
+	  $(BIN)/python -m drust.testing.sweep --every $(SOAK_SWEEP_EVERY) \
+	      --first $$(( $(SOAK_SEED) % $(SOAK_SWEEP_EVERY) )); } 2> build/soak.log || \
+	    { tail -n 20 build/soak.log; echo "what the sessions printed: build/soak.log" >&2; exit 1; }
+	$(BIN)/python -m pytest -m soak
 
 # -- generated files -----------------------------------------------------------------------------------------------
 # tests/test_house_stubs.py compares the committed file with what this writes.

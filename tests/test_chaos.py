@@ -2,12 +2,11 @@
 is left, and the survivors go on.
 
 Random programs under kills are drust.testing.chaos; here are its runs, and one by one the deaths that it does
-not draw: of drivers, of a server of two, a worker that is stopped, one that the kernel kills for memory.
-`make soak` runs the same with thousands of deaths, under new seeds.
+not draw: of drivers, of a server of two (of one that is stopped, or killed by the kernel: test_faults.py).
+`make soak` plays thousands of deaths, under new seeds: drust.testing.soak.
 """
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import drust
 from drust import Box, ServerLostError
-from drust.testing import account, chaos, faults
+from drust.testing import account, chaos, faults, soak
 
 WAIT_S = 5.0  # every wait on what was lost ends within this
-SOAK_KILLS = 10_000
 
 
 def wait_until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
@@ -70,13 +69,50 @@ def test_random_programs_survive_the_deaths_of_their_workers(seed, kills, server
         assert report.never == []  # every kill point there is was passed
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(4 * 3600)
-def test_random_programs_survive_ten_thousand_deaths():
-    left = SOAK_KILLS
-    while left > 0:
-        play(random.randrange(10**9), min(left, 250), random.randint(1, 3), random.randint(2, 5))
-        left -= 250
+def test_a_soak_plays_until_enough_have_died_and_says_how_far_it_is(monkeypatch):
+    played: list[tuple[int, ...]] = []
+
+    def run(*arguments: int) -> chaos.Report:
+        played.append(arguments)
+        return chaos.Report(arguments[0], deaths=arguments[1] + 1)
+
+    monkeypatch.setattr(chaos, "run", run)
+    said: list[str] = []
+    assert soak.run(7, 600, said.append) == 603
+    assert [kills for _, kills, _, _ in played] == [250, 250, 100]
+    assert len({seed for seed, _, _, _ in played}) == 3
+    assert said[0] == "soak: seed 7, 600 kills in 3 plays"
+    assert f"play 2 of 3 ({played[1][2]} servers, {played[1][3]} workers each)" in said[2]
+    assert "502 of 600 kills so far" in said[2]
+    first = list(played)
+    soak.run(7, 600, said.append)
+    assert played == first * 2
+
+
+def test_a_soak_goes_on_after_a_failure_and_prints_the_command_that_plays_it_again(monkeypatch):
+    played: list[tuple[int, ...]] = []
+
+    def run(*arguments: int) -> chaos.Report:
+        played.append(arguments)
+        if len(played) == 2:
+            raise chaos.ChaosError("it leaks")
+        return chaos.Report(arguments[0], deaths=arguments[1])
+
+    monkeypatch.setattr(chaos, "run", run)
+    printed = CliRunner().invoke(soak.main, ["--seed", "7", "--kills", "600"])
+    assert printed.exit_code == 1
+    assert len(played) == 3
+    assert "FAILED: play 2 of 3" in printed.output
+    assert "it leaks" in printed.output
+
+
+def test_the_command_that_a_failed_run_prints_plays_that_run(monkeypatch):
+    """The words behind `chaos` in the message of tests/test_faults.py, given to the command itself."""
+    played: list[tuple[int, ...]] = []
+    monkeypatch.setattr(chaos, "run", lambda *arguments: played.append(arguments) or chaos.Report(0))
+    words = "--seed 4711 --kills 3 --servers 2 --workers 3 --times 5"
+    assert CliRunner().invoke(chaos.main, words.split()).exit_code == 0
+    assert played == [(4711, 3, 2, 3)] * 5
 
 
 # -- the death of a server ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import drust
 from drust import Box, ServerLostError, WorkerLostError
 from drust.errors import PoisonedError
+from drust.testing import faults
 
 
 def die(value: object = None) -> None:
@@ -106,6 +107,24 @@ def test_a_part_that_was_not_written_in_place_is_as_before(two_servers, n, serve
     with box.borrow() as a:
         assert not a[: n // 2].any()
         assert (a[n // 2 :] == 1).all()
+
+
+def fill_and_die_once_it_is_back(rows: np.ndarray) -> None:
+    rows[:] = 7
+    faults.arm_here("queue.return.written")  # the part is where it belongs, but nobody has said so yet
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_a_part_that_was_put_back_by_a_task_that_never_returned_poisons_the_array(two_servers, server):
+    box = Box(np.zeros(10))
+    job = drust.spawn(fill_and_die_once_it_is_back, next(iter(box.split_mut(2))), server=server)
+    with pytest.raises(WorkerLostError, match="are poisoned"):
+        job.join(timeout=20)
+    with pytest.raises(PoisonedError), box.borrow():
+        pass
+    with box.recover() as a:
+        assert (a[:5] == 7).all()
+        assert not a[5:].any()
 
 
 def test_what_a_dead_worker_only_read_is_free_again(two_servers):

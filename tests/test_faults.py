@@ -206,7 +206,7 @@ def no_processes() -> list[int]:
 def test_a_wrong_model_is_found_and_the_seed_printed(armed, monkeypatch):
     session, board = armed
     monkeypatch.setattr(chaos.programs, "expect", disagree)
-    with pytest.raises(chaos.ChaosError, match=r"--seed 4711 --kills 3 --servers 2 --workers 3"):
+    with pytest.raises(chaos.ChaosError, match=r"--seed 4711 --kills 3 --servers 2 --workers 3 --times 5"):
         chaos.Run(session, board, 4711).play(3)
     account.rest(session)  # what the run had under way ends here, not in another test
 

@@ -330,6 +330,37 @@ def test_what_a_dead_worker_owned_stays_while_a_task_has_it(settled, gates, serv
     open_gate(gate)
 
 
+def wait_and_look_inside(boxes: list, gate: str) -> None:
+    with open(gate) as fifo:
+        fifo.read()
+    try:
+        found = str(sums(boxes))  # what lies inside is opened only now
+    except drust.DrustError as error:
+        found = repr(error)
+    with open(gate, "w") as fifo:
+        fifo.write(found)
+
+
+def own_nested_lend_and_die(gate: str, ready: str, to: int) -> None:
+    box = Box([Box(np.ones(10))])
+    drust.spawn(wait_and_look_inside, box.borrow(), gate, server=to)
+    with open(ready, "w") as fifo:
+        fifo.write("x")
+    die()
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_what_lies_inside_of_what_a_dead_worker_owned_is_there_for_a_task_that_has_it(settled, gates, server):
+    gate, ready = gates
+    job = drust.spawn(own_nested_lend_and_die, str(gate), str(ready), 1 - server, server=server)
+    assert opened(ready) == "x"
+    with pytest.raises(WorkerLostError):
+        job.join(WITHIN_S)
+    drust.spawn(len, [], server=server).join(WITHIN_S)  # by another worker: the dead one has been reaped
+    open_gate(gate)
+    assert opened(gate) == "[10.0]"
+
+
 def lend_on_and_return(boxes: list) -> None:
     drust.spawn(fill, boxes[0].borrow_mut(), 5.0, server=1 - drust.runtime.current().server)
 

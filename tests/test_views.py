@@ -152,3 +152,25 @@ def test_a_weak_reference_does_not_outlive_the_block(one_server):
         weak = weakref.ref(a)
     with pytest.raises(RevokedError):
         weak()[0] = 1
+
+
+_kept: list[np.ndarray] = []
+
+
+def keep(a: np.ndarray) -> None:
+    _kept.append(a[1:])
+
+
+def let_go() -> None:
+    _kept.clear()
+
+
+def test_a_task_that_keeps_a_view_of_a_part_in_place_fails(two_servers):
+    box = Box(np.zeros(400_000))  # each half is above what a lend keeps a pre-image of
+    first, second = box.split_mut(2)
+    with pytest.raises(StaleViewError, match="a part of a split array"):
+        drust.spawn(keep, first, server=0).join(timeout=20)
+    drust.spawn(let_go, server=0).join(timeout=20)
+    drust.spawn(double, second, server=0).join(timeout=20)
+    with box.borrow() as a:
+        assert not a.any()

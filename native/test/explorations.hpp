@@ -5,6 +5,7 @@
 // at the change, then copy the new numbers.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <string>
 
@@ -27,25 +28,35 @@ struct Pinned {
   std::uint64_t at_rest;
 };
 
+// One model's two kinds of tests. `using Cluster = Explored<ClusterModel>;` then
+//     Cluster::check_holds({.tasks = 2}, {states, transitions, at rest});
+//     Cluster::check_found({.tasks = 2, .bug = Bug::ColourWraps}, kDataValue);
 template <Model M>
-void check_every_state(const char* title, const M& model, const Pinned& pinned) {
-  const Report report = explore(model);
-  report.print(title);
-  CHECK(report.complete);
-  CHECK_EQ(report.violated, std::string());
-  CHECK_EQ(report.missed.size(), 0U);
-  CHECK_EQ(report.states, pinned.states);
-  CHECK_EQ(report.transitions, pinned.transitions);
-  CHECK_EQ(report.at_rest, pinned.at_rest);
-}
+struct Explored {
+  using Config = typename M::Config;
 
-// A model with one rule broken, asked for one claim alone (another may break earlier): found, with a trace.
-template <Model M>
-void check_broken_rule(const char* title, const M& model, const char* claim) {
-  const Report report = explore(model);
-  report.print(title);
-  CHECK_EQ(report.violated, std::string(claim));
-  CHECK(!report.trace.empty());
-}
+  static void check_holds(const Config& config, const Pinned& pinned) {
+    const Report report = explore(M(config));
+    report.print();
+    CHECK(report.complete);
+    CHECK_EQ(report.violated, std::string());
+    CHECK_EQ(report.missed.size(), 0U);
+    CHECK_EQ(report.states, pinned.states);
+    CHECK_EQ(report.transitions, pinned.transitions);
+    CHECK_EQ(report.at_rest, pinned.at_rest);
+  }
+
+  // One rule is broken. Each claim is asked alone, as another may break earlier: found, with a trace.
+  static void check_found(Config config, std::same_as<const char*> auto... claims) {
+    static_assert(sizeof...(claims) > 0, "what breaks, if the mistake is made?");
+    for (const char* claim : {claims...}) {
+      config.only = claim;
+      const Report report = explore(M(config));
+      report.print();
+      CHECK_EQ(report.violated, std::string(claim));
+      CHECK(!report.trace.empty());
+    }
+  }
+};
 
 }  // namespace drust::test

@@ -68,8 +68,8 @@ struct Report {
 
   [[nodiscard]] bool holds() const { return complete && violated.empty() && missed.empty(); }
 
-  void print(const char* title) const {
-    std::printf("      %s: %llu states, %llu transitions, %llu at rest, depth %u%s\n", title,
+  void print() const {
+    std::printf("      %llu states, %llu transitions, %llu at rest, depth %u%s\n",
                 static_cast<unsigned long long>(states), static_cast<unsigned long long>(transitions),
                 static_cast<unsigned long long>(at_rest), depth, complete ? "" : " (incomplete)");
     if (!violated.empty()) std::printf("      violated: %s\n", violated.c_str());

@@ -13,170 +13,140 @@ namespace {
 // --- the protocol ---
 
 TEST("an owner and two tasks on three servers keep every rule") {
-  Config config{.operations = 3, .tasks = 2, .ids = 3};
-  if (kSlow) config.ids = 2;
-  check_holds("lends", config, kSlow ? Pinned{28'231, 64'131, 432} : Pinned{88'020, 216'829, 704});
+  Cluster::check_holds({.operations = 3, .tasks = 2, .ids = kSlow ? 2 : 3},
+                       kSlow ? Pinned{28'231, 64'131, 432} : Pinned{88'020, 216'829, 704});
 }
 
 TEST("a worker may die at every step while completions and frees are sent twice") {
-  Config config{.operations = 3, .tasks = 2, .ids = 2, .crashes = 1, .duplicates = 1};
-  if (kSlow) config.tasks = 1;
-  check_holds("crash", config, kSlow ? Pinned{257'437, 771'375, 2'332} : Pinned{812'978, 2'881'523, 2'332});
+  Cluster::check_holds({.operations = 3, .tasks = kSlow ? 1 : 2, .ids = 2, .crashes = 1, .duplicates = 1},
+                       kSlow ? Pinned{257'437, 771'375, 2'332} : Pinned{812'978, 2'881'523, 2'332});
 }
 
 TEST("a lend ends only when all below it has ended, though both workers die") {
-  Config config{.operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 2};
-  if (kSlow) config.crashes = 1;
-  check_holds("re-lend", config, kSlow ? Pinned{237'069, 701'462, 2'021} : Pinned{476'023, 1'575'375, 3'291});
+  Cluster::check_holds({.operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = kSlow ? 1 : 2},
+                       kSlow ? Pinned{237'069, 701'462, 2'021} : Pinned{476'023, 1'575'375, 3'291});
 }
 
 TEST("a mutable lend passed on twice comes home through both") {
-  Config config{.operations = 1, .tasks = 3, .ids = 3, .relends = 1, .crashes = 1, .shared = false};
-  if (kSlow) config.crashes = 0;
-  check_holds("three deep", config, kSlow ? Pinned{31'037, 84'651, 143} : Pinned{283'368, 960'570, 519});
+  Cluster::check_holds({.operations = 1, .tasks = 3, .ids = 3, .relends = 1, .crashes = kSlow ? 0 : 1,
+                        .shared = false},
+                       kSlow ? Pinned{31'037, 84'651, 143} : Pinned{283'368, 960'570, 519});
 }
 
 TEST("a large object written in place is poisoned by a crash and never half believed") {
-  Config config{
-      .large = true, .operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1, .task_servers = 3};
-  check_holds("large", config, {246'628, 716'878, 1'847});
+  Cluster::check_holds({.large = true, .operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1,
+                        .task_servers = 3},
+                       {246'628, 716'878, 1'847});
 }
 
 TEST("a value that was moved to a task has one owner and dies with it") {
-  Config config{.transfer = true, .operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1};
-  if (kSlow) config.operations = 1;
-  check_holds("transfer", config, kSlow ? Pinned{96'653, 293'059, 683} : Pinned{440'600, 1'353'508, 2'833});
+  Cluster::check_holds({.transfer = true, .operations = kSlow ? 1 : 2, .tasks = 2, .ids = 2, .relends = 1,
+                        .crashes = 1},
+                       kSlow ? Pinned{96'653, 293'059, 683} : Pinned{440'600, 1'353'508, 2'833});
 }
 
 TEST("children follow their parent's borrow, the tied one its moves") {
-  Config config{.family = true, .operations = 2, .tasks = 1, .ids = 2, .crashes = 1};
-  if (kSlow) config.crashes = 0;
-  check_holds("family", config, kSlow ? Pinned{81'962, 209'007, 1'646} : Pinned{339'966, 894'651, 4'638});
+  Cluster::check_holds({.family = true, .operations = 2, .tasks = 1, .ids = 2, .crashes = kSlow ? 0 : 1},
+                       kSlow ? Pinned{81'962, 209'007, 1'646} : Pinned{339'966, 894'651, 4'638});
 }
 
 TEST("a parent and its child lent on by a borrower roll back whole") {
-  Config config{
-      .family = true, .operations = 1, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1, .shared = false};
-  if (kSlow) config.crashes = 0;
-  check_holds("family re-lend", config,
-              kSlow ? Pinned{101'417, 311'374, 579} : Pinned{439'767, 1'492'085, 1'494});
+  Cluster::check_holds({.family = true, .operations = 1, .tasks = 2, .ids = 2, .relends = 1,
+                        .crashes = kSlow ? 0 : 1, .shared = false},
+                       kSlow ? Pinned{101'417, 311'374, 579} : Pinned{439'767, 1'492'085, 1'494});
 }
 
 // --- broken on purpose: each must be found ---
 
 TEST("keeping the colour at the end of a mutable borrow is found") {
-  check_found("colour kept", {.operations = 4, .tasks = 1, .ids = 2, .bug = Bug::ColourNotBumped},
-              kDataValue);
+  Cluster::check_found({.operations = 4, .tasks = 1, .ids = 2, .bug = Bug::ColourNotBumped}, kDataValue);
 }
 
 TEST("a colour that restarts when an address is reused is found") {
-  check_found("ABA", {.operations = 4, .tasks = 1, .ids = 3, .bug = Bug::ColourRestarts}, kDataValue);
+  Cluster::check_found({.operations = 4, .tasks = 1, .ids = 3, .bug = Bug::ColourRestarts}, kDataValue);
 }
 
 TEST("a colour that wraps is found") {
-  check_found("wrap", {.operations = 5, .tasks = 1, .ids = 3, .bug = Bug::ColourWraps}, kDataValue);
+  Cluster::check_found({.operations = 5, .tasks = 1, .ids = 3, .bug = Bug::ColourWraps}, kDataValue);
 }
 
 TEST("a free that ignores the colour is found when it is sent twice") {
-  check_found("blind free",
-              {.operations = 4, .tasks = 1, .ids = 3, .duplicates = 1, .bug = Bug::FreeIgnoresColour},
-              kLateFree);
+  Cluster::check_found({.operations = 4, .tasks = 1, .ids = 3, .duplicates = 1, .bug = Bug::FreeIgnoresColour},
+                       kLateFree);
 }
 
 TEST("a copy found before its bytes have arrived is found") {
-  check_found("early copy", {.operations = 2, .tasks = 2, .ids = 2, .bug = Bug::CopyBeforeBytes}, kDataValue);
+  Cluster::check_found({.operations = 2, .tasks = 2, .ids = 2, .bug = Bug::CopyBeforeBytes}, kDataValue);
 }
 
 TEST("an owner update that nobody waits for is found") {
-  const Config config{.operations = 3, .tasks = 1, .ids = 2, .bug = Bug::OwnerUpdateLate};
-  check_found("late owner update", config, kDangling);
-  check_found("late owner update", config, kBlockThere);
+  Cluster::check_found({.operations = 3, .tasks = 1, .ids = 2, .bug = Bug::OwnerUpdateLate},
+                       kDangling, kBlockThere);
 }
 
 TEST("a pre-image freed before the completion is found") {
-  check_found("pre-image freed",
-              {.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::PreImageFreedEarly},
-              kDangling);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::PreImageFreedEarly},
+                       kDangling);
 }
 
 TEST("a rollback without a pre-image is found") {
-  check_found("no pre-image",
-              {.operations = 2,
-               .tasks = 1,
-               .ids = 1,
-               .crashes = 1,
-               .task_servers = 1,
-               .bug = Bug::WriteWithoutPreImage},
-              kDangling);
+  Cluster::check_found({.operations = 2, .tasks = 1, .ids = 1, .crashes = 1, .task_servers = 1,
+                        .bug = Bug::WriteWithoutPreImage},
+                       kDangling);
 }
 
 TEST("a completion applied twice is found") {
-  const Config config{
-      .operations = 2, .tasks = 1, .ids = 2, .duplicates = 1, .bug = Bug::CompletionAppliedTwice};
-  check_found("applied twice", config, kEndsOnce);
-  check_found("applied twice", config, kDangling);
+  Cluster::check_found({.operations = 2, .tasks = 1, .ids = 2, .duplicates = 1,
+                        .bug = Bug::CompletionAppliedTwice},
+                       kEndsOnce, kDangling);
 }
 
 TEST("a completion that is lost with its worker and not resent leaves the owner stuck") {
-  check_found("not resent", {.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::NothingResent},
-              kStuck);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::NothingResent},
+                       kStuck);
 }
 
 TEST("a loss reported while a re-lend runs is found as two writers") {
-  const Config config{
-      .operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1, .bug = Bug::LossReportedEarly};
-  check_found("early loss", config, kWriters);
-  check_found("early loss", config, kDangling);
+  Cluster::check_found({.operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1,
+                        .bug = Bug::LossReportedEarly},
+                       kWriters, kDangling);
 }
 
 TEST("a transfer that leaves the old owner its value is found") {
-  check_found("two owners",
-              {.transfer = true, .operations = 1, .tasks = 1, .ids = 1, .bug = Bug::TransferKeepsOwner},
-              kOneOwner);
+  Cluster::check_found({.transfer = true, .operations = 1, .tasks = 1, .ids = 1,
+                        .bug = Bug::TransferKeepsOwner},
+                       kOneOwner);
 }
 
 TEST("a writer admitted beside readers is found") {
-  check_found("writer beside readers",
-              {.operations = 2, .tasks = 2, .ids = 2, .bug = Bug::WriterIgnoresReaders}, kWriters);
+  Cluster::check_found({.operations = 2, .tasks = 2, .ids = 2, .bug = Bug::WriterIgnoresReaders}, kWriters);
 }
 
 TEST("blocks of a lost borrower that nobody reaps are found as a leak") {
-  check_found("no reaping", {.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::LostBlocksKept},
-              kLeak);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::LostBlocksKept},
+                       kLeak);
 }
 
 TEST("a child's old block freed before the outcome of the lend is found") {
-  check_found(
-      "free not queued",
-      {.family = true, .operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::FreesNotQueued},
-      kLeak);
+  Cluster::check_found({.family = true, .operations = 1, .tasks = 1, .ids = 1, .crashes = 1,
+                        .bug = Bug::FreesNotQueued},
+                       kLeak);
 }
 
 TEST("a poisoned value under its old colour is found when the poison is cleared") {
-  const Config config{.large = true,
-                      .operations = 3,
-                      .tasks = 1,
-                      .ids = 3,
-                      .crashes = 1,
-                      .task_servers = 3,
-                      .bug = Bug::PoisonKeepsColour};
-  check_found("poison keeps colour", config, kDataValue);
+  Cluster::check_found({.large = true, .operations = 3, .tasks = 1, .ids = 3, .crashes = 1, .task_servers = 3,
+                        .bug = Bug::PoisonKeepsColour},
+                       kDataValue);
 }
 
 TEST("freeing the lent block under the colour it had when it was lent is found as a leak") {
-  const Config config{.large = true,
-                      .operations = 1,
-                      .tasks = 2,
-                      .ids = 2,
-                      .relends = 1,
-                      .task_servers = 3,
-                      .bug = Bug::OldColourFreed};
-  check_found("old colour freed", config, kLeak);
+  Cluster::check_found({.large = true, .operations = 1, .tasks = 2, .ids = 2, .relends = 1, .task_servers = 3,
+                        .bug = Bug::OldColourFreed},
+                       kLeak);
 }
 
 TEST("telling readers about a write is found") {
-  check_found("invalidations", {.operations = 2, .tasks = 1, .ids = 1, .bug = Bug::ReadersInvalidated},
-              kQuietAccess);
+  Cluster::check_found({.operations = 2, .tasks = 1, .ids = 1, .bug = Bug::ReadersInvalidated}, kQuietAccess);
 }
 
 // --- the explorer itself, on a machine small enough to count by hand ---

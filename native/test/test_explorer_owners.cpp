@@ -6,69 +6,51 @@ namespace drust::test {
 namespace {
 
 TEST("an owner dies at every step and its block is freed once, after the last of its lends") {
-  Config config{.operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 1, .owner_deaths = 1};
-  if (kSlow) config.crashes = 0;
-  check_holds("owner dies", config, kSlow ? Pinned{95'298, 275'438, 579} : Pinned{554'912, 1'917'325, 1'707});
+  Cluster::check_holds({.operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = kSlow ? 0 : 1,
+                        .owner_deaths = 1},
+                       kSlow ? Pinned{95'298, 275'438, 579} : Pinned{554'912, 1'917'325, 1'707});
 }
 
 TEST("an object on its way to another owner or back outlives the death of its old one") {
-  Config config{.transfer = true,
-                .operations = 2,
-                .tasks = 2,
-                .ids = 2,
-                .crashes = 1,
-                .give_back = true,
-                .owner_deaths = 1};
-  check_holds("owner dies, transfer", config, {148'203, 515'416, 358});
+  Cluster::check_holds({.transfer = true, .operations = 2, .tasks = 2, .ids = 2, .crashes = 1,
+                        .give_back = true, .owner_deaths = 1},
+                       {148'203, 515'416, 358});
 }
 
 TEST("a dead owner's family is freed whole, with children that borrowers have moved") {
-  Config config{.family = true, .operations = 2, .tasks = 1, .ids = 2, .crashes = 0, .owner_deaths = 1};
-  check_holds("owner dies, family", config, {221'202, 630'594, 3'750});
+  Cluster::check_holds({.family = true, .operations = 2, .tasks = 1, .ids = 2, .crashes = 0, .owner_deaths = 1},
+                       {221'202, 630'594, 3'750});
 }
 
 TEST("a dead owner's large object is freed under the colour that it has at last") {
-  Config config{.large = true,
-                .operations = 2,
-                .tasks = 2,
-                .ids = 2,
-                .relends = 1,
-                .crashes = 0,
-                .task_servers = 3,
-                .owner_deaths = 1};
-  check_holds("owner dies, large", config, {86'317, 242'683, 491});
+  Cluster::check_holds({.large = true, .operations = 2, .tasks = 2, .ids = 2, .relends = 1, .crashes = 0,
+                        .task_servers = 3, .owner_deaths = 1},
+                       {86'317, 242'683, 491});
 }
 
 // --- broken on purpose: each must be found ---
 
 TEST("orphans freed while a lend of them is out are found") {
-  const Config config{
-      .operations = 1, .tasks = 1, .ids = 1, .owner_deaths = 1, .bug = Bug::OrphansFreedEarly};
-  check_found("orphans freed early", config, kDangling);
-  check_found("orphans freed early", config, kBlockThere);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .owner_deaths = 1,
+                        .bug = Bug::OrphansFreedEarly},
+                       kDangling, kBlockThere);
 }
 
 TEST("a completion for a dead owner that is only acknowledged is found as a leak") {
-  check_found(
-      "report dropped",
-      {.operations = 1, .tasks = 1, .ids = 1, .owner_deaths = 1, .bug = Bug::DeadOwnersReportDropped},
-      kLeak);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .owner_deaths = 1,
+                        .bug = Bug::DeadOwnersReportDropped},
+                       kLeak);
 }
 
 TEST("a block that moves to another owner under the old one's name is found") {
-  check_found("not in transit",
-              {.transfer = true,
-               .operations = 1,
-               .tasks = 1,
-               .ids = 1,
-               .owner_deaths = 1,
-               .bug = Bug::NotMarkedInTransit},
-              kDangling);
+  Cluster::check_found({.transfer = true, .operations = 1, .tasks = 1, .ids = 1, .owner_deaths = 1,
+                        .bug = Bug::NotMarkedInTransit},
+                       kDangling);
 }
 
 TEST("an entry cleared before its completion was acknowledged is found as a join that never ends") {
-  check_found("entry cleared",
-              {.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::EntryClearedEarly}, kStuck);
+  Cluster::check_found({.operations = 1, .tasks = 1, .ids = 1, .crashes = 1, .bug = Bug::EntryClearedEarly},
+                       kStuck);
 }
 
 }  // namespace

@@ -115,6 +115,20 @@ TEST("freeing a tree frees what it owns, reports what is elsewhere, and spares w
   CHECK(host.heap->free_shallow(lent).ok());
 }
 
+TEST("a version that a borrower made goes without the children that it shares with its pre-image") {
+  Host host;
+  // Whose it is, or how it is freed once it is nobody's, says that it is one.
+  for (const auto& [is_borrowers, is_made] : {std::pair{false, false}, {true, false}, {false, true}}) {
+    const GlobalPointer child = make_block(*host.heap, 10);
+    const GlobalPointer version = make_block(*host.heap, 10, {child}, ChildPointer::kKept);
+    if (is_borrowers) CHECK(host.heap->set_owner(version, owner_word(OwnerKind::borrower, host.process)));
+    std::vector<GlobalPointer> remote;
+    CHECK((is_made ? host.heap->free_made(version, remote) : host.heap->free(version, remote)).ok());
+    CHECK(!host.partition->find(version.address, version.colour).ok());
+    CHECK_EQ(host.partition->find(child.address, child.colour).ok(), is_borrowers || is_made);
+  }
+}
+
 TEST("a shallow free leaves the children, and a tree that names itself ends") {
   Host host;
   const GlobalPointer child = make_block(*host.heap, 10);
@@ -127,6 +141,18 @@ TEST("a shallow free leaves the children, and a tree that names itself ends") {
   std::vector<GlobalPointer> remote;
   CHECK(host.heap->free(loop, remote).ok());
   CHECK_EQ(host.partition->live_blocks(), 1U);
+}
+
+TEST("what was noted of a block's bytes ends with the block, whoever gets its memory next") {
+  Host host;
+  for (const std::uint64_t bytes : {10ULL, 3'000'000ULL}) {
+    const GlobalPointer first = make_block(*host.heap, bytes);
+    block_at(*host.partition, first.address).header().flags.store(kReplicated | kHasReplica | kAdopting);
+    CHECK(host.heap->free_shallow(first).ok());
+    const GlobalPointer second = make_block(*host.heap, bytes);
+    CHECK(second.address == first.address);
+    CHECK_EQ(block_at(*host.partition, second.address).header().flags.load(), 0U);
+  }
 }
 
 TEST("a duplicate has the same bytes, another place and another colour") {

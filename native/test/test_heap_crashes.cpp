@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "base/kill_point.hpp"
 #include "base/limits.hpp"
 #include "heap/layout.hpp"
 #include "test/harness.hpp"
@@ -332,6 +333,39 @@ TEST("a word of a parent that is gone gives no child to a process that dies fill
   CHECK_EQ(host.heap->free_owned_by(second, remote), 0U);
   CHECK(host.partition->find(child.address, child.colour).ok());
 }
+
+#if DRUST_TEST_FORKS
+TEST("a block that a process had just taken when it died does not stand for the parent that lay there before") {
+  Host host;
+  const GlobalPointer child = make_block(*host.heap, 10);
+  const pid_t pid = ::fork();
+  ensure(pid >= 0, "no fork");
+  if (pid == 0) {
+    auto attached = Partition::attach(::dup(host.partition->memfd()));
+    const auto process = attached.value()->claim_process(ProcessKind::worker, static_cast<std::uint32_t>(::getpid()));
+    Heap dying(*attached.value(), process.value());
+    const BlockShape shape = {.codec = 9, .child_count = 1, .buffer_bytes = {}};
+    const Address parent = dying.allocate(shape).value();
+    block_at(*attached.value(), parent).children()[0] = {child.address.raw(), child.colour, 128, 0};
+    dying.adopt_children(parent);
+    static_cast<void>(dying.free_shallow(dying.publish(parent)));  // alone: its child lives on
+    arm_kill_point(KillPoint("heap.take.after").index(), 1, KillAction::kill);
+    static_cast<void>(dying.allocate(shape));
+    ::_exit(1);
+  }
+  int status = 0;
+  CHECK_EQ(::waitpid(pid, &status, 0), pid);
+  CHECK(WIFSIGNALED(status));
+  for (const ProcessInfo& info : host.partition->processes()) {
+    if (info.pid != static_cast<std::uint32_t>(pid)) continue;
+    host.partition->declare_dead(info.id);
+    host.heap->adopt(info.id);
+    std::vector<GlobalPointer> remote;
+    CHECK_EQ(host.heap->free_owned_by(info.id, remote), 0U);
+  }
+  CHECK(host.partition->find(child.address, child.colour).ok());
+}
+#endif
 
 TEST("children of a parent that was never published are its process's again, those it only borrows are not") {
   Host host;

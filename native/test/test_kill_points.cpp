@@ -266,15 +266,20 @@ TEST("a process killed at any kill point leaves nothing that is not accounted fo
 
 TEST("a process killed at a random passing of any kill point leaves nothing that is not accounted for") {
   Host host(64ULL << 20);
-  const char* more = std::getenv("DRUST_TEST_ROUNDS");
-  const int rounds = more != nullptr ? std::atoi(more) : 150;
-  std::mt19937 random(5);
+  const auto told = [](const char* variable, int otherwise) {
+    const char* text = std::getenv(variable);
+    return text != nullptr ? std::atoi(text) : otherwise;
+  };
+  const int rounds = told("DRUST_TEST_ROUNDS", 150);
+  const int first_seed = told("DRUST_TEST_SEED", 5);
+  std::mt19937 random(static_cast<std::uint32_t>(first_seed));
   for (int round = 0; round < rounds; ++round) {
     const auto seed = static_cast<std::uint32_t>(random());
     const auto nth = static_cast<std::uint32_t>(1 + random() % 3000);
     const int before = test::failures().load();
     if (!CHECK(die_at(host, seed, kAnyKillPoint, nth)) || test::failures().load() != before) {
-      std::printf("      seed %u, passing %u\n", seed, nth);
+      std::printf("      seed %u, passing %u; again: DRUST_TEST_SEED=%d DRUST_TEST_ROUNDS=%d test_kill_points random\n",
+                  seed, nth, first_seed, round + 1);
       break;
     }
   }

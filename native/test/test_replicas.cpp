@@ -310,6 +310,24 @@ TEST("a free that comes late spares the newer version that somebody owns at its 
   CHECK_EQ(host.partition->live_blocks(), 0);
 }
 
+TEST("a free takes the version before it along, though its owner knew that one") {
+  Host host(2);
+  server::Replicas replicas(*host.heap);
+  const GlobalPointer before = version(1, 10);
+  const GlobalPointer after = version(1, 20);
+  std::vector<server::StagedReplica> batch{staged(host, before, 5), staged(host, after, 9)};
+  CHECK(replicas.commit(batch).ok());
+  replicas.confirm(before.address, before.colour);
+  static_cast<void>(replicas.promote(1));
+  std::vector<GlobalPointer> remote;
+  std::vector<Address> dropped;
+  replicas.free(after, true, remote, dropped);
+  CHECK(!replicas.find(before).ok());
+  CHECK(!replicas.find(after).ok());
+  CHECK_EQ(dropped.size(), 1);
+  CHECK_EQ(host.partition->live_blocks(), 0);
+}
+
 TEST("a batch is entered whole or not at all") {
   Host host(2);
   server::Replicas replicas(*host.heap);

@@ -141,6 +141,7 @@ struct Doing {
 
 class BundleModel {
  public:
+  using Config = bundle::Config;
   using State = bundle::State;
   using Action = Doing;
 

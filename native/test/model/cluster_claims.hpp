@@ -6,14 +6,7 @@
 
 namespace drust::test {
 
-inline void check_holds(const char* title, const Config& config, const Pinned& pinned) {
-  check_every_state(title, ClusterModel(config), pinned);
-}
-
-inline void check_found(const char* title, Config config, const char* claim) {
-  config.only = claim;
-  check_broken_rule(title, ClusterModel(config), claim);
-}
+using Cluster = Explored<ClusterModel>;
 
 inline constexpr const char* kDataValue = "a borrow sees what the mutable borrow before it wrote";
 inline constexpr const char* kDangling = "no usable handle names a freed block";

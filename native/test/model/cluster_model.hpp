@@ -57,6 +57,7 @@ struct Doing {
 
 class ClusterModel {
  public:
+  using Config = test::Config;
   using State = test::State;
   using Action = Doing;
 

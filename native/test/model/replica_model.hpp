@@ -153,6 +153,7 @@ struct Doing {
 
 class ReplicaModel {
  public:
+  using Config = replica::Config;
   using State = replica::State;
   using Action = Doing;
 

@@ -4,6 +4,8 @@
     account      every live block of a session, compared with an earlier look: what has leaked
     invariants   the nine promises of the design, asked of a running session
     chaos        random programs under kills, against a model that knows what each death allows
+    soak         thousands of such runs
+    sweep        every kind of step, killed at every kill point
 
 A test of your own program under kills:
 

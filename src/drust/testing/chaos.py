@@ -4,7 +4,7 @@ Each round spawns some steps (programs.py) that touch disjoint Boxes, kills some
 every way there is, joins all and compares with the model. When enough have died the session comes to rest,
 and must hold what it held before, to the byte, and keep the nine invariants. The seed decides programs,
 victims, kill points and delays; what the kernel makes of the delays it does not, so a run that failed is
-played again more than once.
+played again more than once (`--times`). Thousands of deaths, in many sessions: soak.py.
 """
 
 import gc
@@ -111,7 +111,7 @@ class Run:
             f"{type(error).__name__}: {error}\n{where}"
             f"  after {self.report.deaths} deaths in {self.report.rounds} rounds; killed last:{last}\n"
             f"  play it again: python -m drust.testing.chaos --seed {self.report.seed} --kills {kills}"
-            f" --servers {session.servers} --workers {session.workers}"
+            f" --servers {session.servers} --workers {session.workers} --times 5"
         )
 
     def _warm_up(self) -> None:
@@ -285,11 +285,11 @@ def run(
 @click.option("--kills", type=int, default=50, show_default=True, help="How many workers must die.")
 @click.option("--servers", type=int, default=2, show_default=True)
 @click.option("--workers", type=int, default=4, show_default=True, help="Of each server.")
-@click.option("--runs", type=int, default=1, show_default=True, help="Runs, with one seed after another.")
-def main(seed: int | None, kills: int, servers: int, workers: int, runs: int) -> None:
+@click.option("--times", type=int, default=1, show_default=True, help="How often: the kernel's part differs.")
+def main(seed: int | None, kills: int, servers: int, workers: int, times: int) -> None:
     """Random programs under kills, against a model. Fails with the seed that plays the run again."""
-    first = seed if seed is not None else Random().randrange(10**6)
-    for number in range(first, first + runs):
+    number = seed if seed is not None else Random().randrange(10**6)
+    for _ in range(times):
         click.echo(f"seed {number}")
         try:
             report = run(number, kills, servers, workers)
