@@ -85,6 +85,11 @@ class Pool:
         self._reaping: queue.SimpleQueue[tuple[int, str, Callable[[int], None]]] = queue.SimpleQueue()
         self._reaper: threading.Thread | None = None
 
+    @property
+    def capacity(self) -> int:
+        """The workers there are, or will be in a moment."""
+        return sum(place.state != "given up" for place in self.places)
+
     # -- starting --------------------------------------------------------------------------------------------
 
     def fill(self) -> None:
