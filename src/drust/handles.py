@@ -14,6 +14,8 @@ handle, while the parent is a live object here that may let go of them.
 """
 
 import warnings
+import weakref
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +24,7 @@ import numpy.typing as npt
 
 from drust import _core, codecs, groups, runtime, shipping
 from drust.codecs import arrays
+from drust.config import HEAP_WATERMARK
 from drust.errors import (
     AccessError,
     BorrowError,
@@ -33,6 +36,7 @@ from drust.errors import (
     ImmutableValueError,
     InternalError,
     MovedError,
+    OutOfMemoryError,
     PickledBoxError,
     PoisonedError,
     RevokedError,
@@ -178,6 +182,42 @@ class PrivateBytes:
         return bytearray(self._pin.buffer(index))
 
 
+_read: "OrderedDict[int, weakref.ref[_core.Box[Any]]]" = OrderedDict()
+"""The Boxes whose values this process has read from elsewhere, oldest first. Protected by the GIL."""
+
+
+def _fetch(here: _core.Runtime, box: "_core.Box[Any]", pointer: Pointer) -> _core.Pin:
+    """A copy of a value elsewhere.
+
+    A Box keeps what it has read for its next borrow, which pins the copy: while the heap is short of room,
+    those that nobody borrows let go, so that the oldest copies can be evicted.
+    """
+    usage = here.usage()
+    if usage["claimed_bytes"] > HEAP_WATERMARK * usage["quota_bytes"]:
+        forget_read()
+    try:
+        pin = here.fetch(pointer)
+    except OutOfMemoryError:
+        if not forget_read():
+            raise
+        pin = here.fetch(pointer)
+    key = id(box)
+    _read[key] = weakref.ref(box, lambda _: _read.pop(key, None))
+    _read.move_to_end(key)
+    return pin
+
+
+def forget_read() -> int:
+    """Has every Box let go of what it has read from elsewhere and nobody borrows. Returns how many did."""
+    forgotten = 0
+    for key, reference in list(_read.items()):
+        box = reference()
+        if box is not None and box._forget():
+            _read.pop(key, None)
+            forgotten += 1
+    return forgotten
+
+
 def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     pin = box._pin
     if pin is None:
@@ -185,7 +225,8 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     source = pin
     here = runtime.current()
     if pin.local is None:
-        source = here.take(pin.pointer, box._lease is not None) if writable else here.fetch(pin.pointer)
+        is_lent = box._lease is not None
+        source = here.take(pin.pointer, is_lent) if writable else _fetch(here, box, pin.pointer)
     if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
         view = source.as_writable() if writable else source
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)

@@ -41,7 +41,8 @@ OWNER_NAMES = {
     3: "a task in transit",
     4: "the copy table",
     5: "a queue",
-    6: "another server, as a replica",
+    6: "a task, until it has returned",
+    7: "another server, as a replica",
 }
 
 
@@ -165,6 +166,14 @@ def largest_objects(runtime: _core.Runtime, most: int = 5) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def most_vacant(runtime: _core.Runtime) -> tuple[int, int] | None:
+    """Which other server has the most memory left, and how much, as far as this one has heard. No message."""
+    rows = runtime.loads(config().servers)
+    left = [(row[7] - row[6], row[0]) for row in rows if row[0] != runtime.server and row[1] < 2**63]
+    free_bytes, server = max(left, default=(0, 0))
+    return (server, free_bytes) if free_bytes > 0 else None
+
+
 def _native_error(code: int, detail: str) -> DrustError:
     """The exception for a native status; `code` as in native/base/status.hpp."""
     match code:
@@ -172,6 +181,7 @@ def _native_error(code: int, detail: str) -> DrustError:
             runtime = _state.runtime
             largest = largest_objects(runtime) if runtime is not None else ()
             usage = runtime.usage() if runtime is not None else {"quota_bytes": 0, "claimed_bytes": 0}
+            vacant = most_vacant(runtime) if runtime is not None else None
             asked = re.search(r"no room for (\d+) bytes", detail)
             return OutOfMemoryError(
                 detail=f"{detail}.",
@@ -179,6 +189,7 @@ def _native_error(code: int, detail: str) -> DrustError:
                 heap_bytes=usage["quota_bytes"],
                 free_bytes=usage["quota_bytes"] - usage["claimed_bytes"],
                 largest=largest,
+                vacant=f"server {vacant[0]} has {format_bytes(vacant[1])} left" if vacant else "",
             )
         case 2 | 3:
             return ServerLostError(reason="that version is gone", detail=detail)
