@@ -252,3 +252,24 @@ def test_nothing_is_left_when_who_spawned_dies_after_its_tasks_were_taken_over(s
     with pytest.raises(WorkerLostError):
         drust.spawn(nest, str(tmp_path), server=0).join(timeout=30)
     account.check_settled(session, before)
+
+
+def nest_and_wait(folder: str) -> None:
+    """On server 1, which this very task keeps busy: its task is taken over by server 0, and held there."""
+    box = Box(np.zeros(1000))
+    job = drust.spawn(add_and_hold, box.borrow_mut(), f"{folder}/reached", f"{folder}/gate")
+    until(lambda: job.server == 0)
+    Path(folder, "taken").touch()
+    hold(f"{folder}/never")
+
+
+def test_a_server_that_dies_after_its_tasks_were_taken_over_leaves_nothing_elsewhere(session, tmp_path):
+    before = account.take_at_rest(session)
+    outer = drust.spawn(nest_and_wait, str(tmp_path), server=1)
+    until(lambda: (tmp_path / "taken").exists() and (tmp_path / "reached").exists())
+    os.kill(session.pids[1], signal.SIGKILL)
+    with pytest.raises(ServerLostError):
+        outer.join(timeout=30)
+    (tmp_path / "gate").touch()
+    assert drust.spawn(where, server=0).join(timeout=30) == 0  # its worker is free again
+    account.check_settled(session, before)

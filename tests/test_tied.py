@@ -133,7 +133,7 @@ def test_a_shared_borrow_cannot_replace_a_tied_value(one_server):
 def test_a_value_that_is_tied_twice_is_refused(one_server):
     both = Tied([1])
     box = Box([both, both])
-    with pytest.raises(UnpicklableError, match=r"\[0\].*\[1\].*one owner"):
+    with pytest.raises(UnpicklableError, match=r"\[0\].*\[1\].*one owner.*Tie a copy"):
         drust.spawn(len, box.borrow()).join()
 
 

@@ -198,6 +198,8 @@ class Runtime:
 
     def take_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
 
+    def put_value(self, server: int, codec: int, meta: bytes, value: Buffer) -> _Pointer: ...
+
     def loads(self, servers: int) -> list[tuple[int, int, int, int, int, int, int, int]]: ...
 
     def set_load(self, server: int, row: _LoadWords) -> None: ...
@@ -222,6 +224,8 @@ class Draft:
 
     def publish(self) -> Pin:
         """The block as a Pin, under a fresh colour."""
+
+HOLDER_CODEC: int = 4294967279
 
 NO_SERVER: int = 4096
 

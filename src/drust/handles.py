@@ -16,7 +16,7 @@ handle, while the parent is a live object here that may let go of them.
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -40,6 +40,7 @@ from drust.errors import (
     PickledBoxError,
     PoisonedError,
     RevokedError,
+    ServerLostError,
     StaleViewError,
     StaleViewWarning,
 )
@@ -78,12 +79,42 @@ def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
     if type(value) is np.ndarray:
         parts = arrays.encode_array(value)
         if parts is not None:
-            pin = codecs.write(runtime.current(), codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]))
+            encoded = codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]])
+            try:
+                pin = codecs.write(runtime.current(), encoded)
+            except OutOfMemoryError as error:
+                return value, _put_elsewhere(encoded, error), True
             runtime.count("blocks_copied")
             runtime.count("bytes_copied", value.nbytes)
             return codecs.decode(pin), pin, True
     _note_kind(value)
     return value, None, False
+
+
+def _put_elsewhere(encoded: codecs.Encoded, error: OutOfMemoryError) -> _core.Pin:
+    """An array on the most vacant server, where this one has no room: 1 request with its bytes.
+
+    Raises:
+        OutOfMemoryError: `error`, if nobody has room.
+    """
+    here = runtime.current()
+    (part,) = encoded.buffers
+    data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
+    for server, free_bytes in runtime.vacant_servers(here):
+        if free_bytes < data.nbytes:
+            break
+        try:
+            pointer = here.put_value(server, encoded.codec, encoded.meta, data)
+        except (OutOfMemoryError, ServerLostError):
+            continue
+        try:
+            block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
+        except OutOfMemoryError:  # not even for that
+            here.free(pointer)
+            break
+        block.disown()
+        return _core.Pin.hold(pointer, FREE_TREE, here.open(block.pointer, True, FREE_SHALLOW), 0)
+    raise error
 
 
 def _note_kind(value: object) -> None:
@@ -120,10 +151,26 @@ def empty(
 ) -> "_core.Box[npt.NDArray[Any]]":
     """A Box of an array made in the heap, its contents undefined: no copy. As `numpy.empty`.
 
+    Where this server has no room, it is made on the most vacant one: 1 request with its bytes.
+
     Raises:
-        OutOfMemoryError: the heap has no room.
+        OutOfMemoryError: no heap has room.
         TypeError: the dtype holds Python objects.
     """
+    try:
+        return _empty_here(shape, dtype, order)
+    except OutOfMemoryError as error:
+        array = np.zeros(shape, dtype, order=order)
+        parts = arrays.encode_array(array)
+        if parts is None:
+            raise
+        pin = _put_elsewhere(codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]), error)
+        return _core.Box._from_pin(pin, "owned", np.ndarray)
+
+
+def _empty_here(
+    shape: int | Sequence[int], dtype: npt.DTypeLike, order: Literal["C", "F"]
+) -> "_core.Box[npt.NDArray[Any]]":
     described = np.dtype(dtype)
     extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     meta = arrays.pack_layout(extents, described, order)
@@ -146,7 +193,10 @@ def full(
     order: Literal["C", "F"] = "C",
 ) -> "_core.Box[npt.NDArray[Any]]":
     """As `empty`, filled with one value. As `numpy.full`."""
-    box = empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order=order)
+    try:
+        box = _empty_here(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
+    except OutOfMemoryError:  # it is filled before it goes to where there is room
+        return _core.Box(np.full(shape, fill_value, dtype, order=order))
     with box.borrow_mut() as array:
         array.fill(fill_value)
     return box
@@ -195,16 +245,20 @@ def _fetch(here: _core.Runtime, box: "_core.Box[Any]", pointer: Pointer) -> _cor
     usage = here.usage()
     if usage["claimed_bytes"] > HEAP_WATERMARK * usage["quota_bytes"]:
         forget_read()
-    try:
-        pin = here.fetch(pointer)
-    except OutOfMemoryError:
-        if not forget_read():
-            raise
-        pin = here.fetch(pointer)
+    pin = _with_room(lambda: here.fetch(pointer))
     key = id(box)
     _read[key] = weakref.ref(box, lambda _: _read.pop(key, None))
     _read.move_to_end(key)
     return pin
+
+
+def _with_room(read: Callable[[], _core.Pin]) -> _core.Pin:
+    try:
+        return read()
+    except OutOfMemoryError:
+        if not forget_read():
+            raise
+        return read()
 
 
 def forget_read() -> int:
@@ -226,7 +280,8 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     here = runtime.current()
     if pin.local is None:
         is_lent = box._lease is not None
-        source = here.take(pin.pointer, is_lent) if writable else _fetch(here, box, pin.pointer)
+        where = pin.pointer
+        source = _with_room(lambda: here.take(where, is_lent)) if writable else _fetch(here, box, where)
     if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
         view = source.as_writable() if writable else source
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)

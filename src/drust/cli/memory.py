@@ -25,6 +25,7 @@ _KINDS = {
     _core.TASK_CODEC: "task",
     _core.TASK_CODEC + 1: "record of a task",
     _core.COMPLETION_CODEC: "result of a task",
+    _core.HOLDER_CODEC: "holder of an object elsewhere",
     _core.LOSS_CODEC: "function, or loss of a task",
 }
 # What a block is at the moment, by heap::OwnerKind.

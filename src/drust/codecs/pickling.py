@@ -25,7 +25,7 @@ from drust.codecs.picklers import (
     SharedHandle,
 )
 from drust.codecs.registry import count_encode, install
-from drust.codecs.tied import Parts, pack_starts
+from drust.codecs.tied import Parts, Tied, pack_starts
 from drust.errors import DrustError, UnpicklableError
 
 _PROTOCOL = 5
@@ -116,7 +116,9 @@ def _refusal(value: Any, error: BaseException, handles: Mapping[type, int]) -> U
             reason=f"the same one is at {' and '.join(others)}, and it can have only one owner"
             if others
             else "it is in the value twice, and it can have only one owner",
-            detail="Put its .clone() into the other place.",
+            detail="Tie a copy of its value in the other place."
+            if isinstance(error.handle, Tied)
+            else "Put its .clone() into the other place.",
         )
 
     def failure(part: Any) -> Exception | None:
@@ -133,7 +135,7 @@ def _refusal(value: Any, error: BaseException, handles: Mapping[type, int]) -> U
             object="this value",
             type_name=type_name(type(value)),
             reason="it is nested too deeply for pickle",
-            detail="Keep its items in a flat list, or put the parts into Boxes of their own.",
+            detail="Keep its items in a flat list, tie them (drust.Tied), or give them Boxes of their own.",
         )
     culprit = find_culprit(value, error, failure)
     return UnpicklableError(
