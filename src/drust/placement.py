@@ -163,14 +163,16 @@ def where_it_lies(handles: Iterable[tuple[Any, int]]) -> tuple[tuple[int, int], 
     """
     sizes: dict[int, int] = {}
     for handle, _ in handles:
-        box = handle if isinstance(handle, _core.Box) else handle._box
+        guard: Any = handle
+        is_owner = isinstance(handle, _core.Box)
+        box = guard if is_owner else guard._box
         pin = box._pin
         if pin is None:
             continue
         pointer = pin.pointer
         size = pointer[2]
-        if box is not handle and handle._part is not None and pin.local is not None:
-            _, chunk_bytes, count, _ = handle._region()
+        if not is_owner and guard._part is not None and pin.local is not None:
+            _, chunk_bytes, count, _ = guard._region()
             size = chunk_bytes * count
         elif pin.local is not None and pin.codec in codecs.GROUPS:
             size += sum(child[2] for child in pin.children)
