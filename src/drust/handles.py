@@ -234,6 +234,8 @@ class PrivateBytes:
 
 _read: "OrderedDict[int, weakref.ref[_core.Box[Any]]]" = OrderedDict()
 """The Boxes whose values this process has read from elsewhere, oldest first. Protected by the GIL."""
+_LOOK_EVERY_BYTES = 2**20  # read, between looks at how full the heap is
+_read_since_bytes = 0  # racing threads may lose a few
 
 
 def _fetch(here: _core.Runtime, box: "_core.Box[Any]", pointer: Pointer) -> _core.Pin:
@@ -242,9 +244,13 @@ def _fetch(here: _core.Runtime, box: "_core.Box[Any]", pointer: Pointer) -> _cor
     A Box keeps what it has read for its next borrow, which pins the copy: while the heap is short of room,
     those that nobody borrows let go, so that the oldest copies can be evicted.
     """
-    usage = here.usage()
-    if usage["claimed_bytes"] > HEAP_WATERMARK * usage["quota_bytes"]:
-        forget_read()
+    global _read_since_bytes
+    _read_since_bytes += pointer[2]
+    if _read_since_bytes >= _LOOK_EVERY_BYTES:
+        _read_since_bytes = 0
+        usage = here.usage()
+        if usage["claimed_bytes"] > HEAP_WATERMARK * usage["quota_bytes"]:
+            forget_read()
     pin = _with_room(lambda: here.fetch(pointer))
     key = id(box)
     _read[key] = weakref.ref(box, lambda _: _read.pop(key, None))
