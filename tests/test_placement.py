@@ -227,6 +227,12 @@ def test_reading_the_loads_sends_no_message(two_servers, counting):
     assert len(decisions[-1].loads) == 2
 
 
+def test_what_servers_tell_each_other_all_the_time_counts_as_nobody_s_message(two_servers):
+    until(lambda: known(1).is_fresh)
+    counters = two_servers.status(1).counters  # of its own processes: only they have told home
+    assert counters["control_messages"] == 0
+
+
 def test_a_lost_server_is_sent_nothing_more():
     with drust.init(servers=3, workers=1, heap_bytes="64MiB", replicas=1, load_period_s=0.05) as session:
         until(lambda: known(2).is_fresh)

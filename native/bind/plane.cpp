@@ -37,7 +37,7 @@ Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, serve
   runtime.heap = std::make_unique<heap::Heap>(*runtime.partition, runtime.process);
   runtime.copies = std::make_unique<cache::Copies>(*runtime.heap);
   runtime.queue = std::make_unique<tasks::Queue>(*runtime.heap);
-  runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token});
+  runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token, .counts_questions = false});
   runtime.heap->set_pressure_hook(
       [copies = runtime.copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
   plane->reaper = std::make_unique<server::Reaper>(*runtime.heap, *runtime.queue, *runtime.copies, *runtime.peers);

@@ -35,6 +35,7 @@ struct PeersOptions {
   Token token;
   std::uint32_t timeout_ms = kPeerTimeoutMs;
   Dial dial{};              // none: over TCP
+  bool counts_questions = true;  // not those that servers ask each other all the time: nobody's work caused them
   bool has_sweeper = true;  // a thread sends what frees no request takes along; else flush_frees() must be called
 };
 
