@@ -7,7 +7,12 @@ import pytest
 import drust
 from drust import Session
 
-_SHAPES = {"one_server": (1, 2), "two_servers": (2, 1)}  # fixture: servers, workers of each
+# fixture: what its cluster is started with
+_SHAPES: dict[str, dict[str, float]] = {
+    "one_server": {"servers": 1, "workers": 2},
+    "two_servers": {"servers": 2, "workers": 1},
+    "three_unmeasured": {"servers": 3, "workers": 1, "load_period_s": 0},
+}
 _running: dict[str, Session] = {}
 
 
@@ -20,8 +25,7 @@ def _only(wanted: str | None) -> Session | None:
     if wanted is None:
         return None
     if wanted not in _running:
-        servers, workers = _SHAPES[wanted]
-        _running[wanted] = drust.init(servers=servers, workers=workers, heap_bytes="1GiB")
+        _running[wanted] = drust.init(heap_bytes="1GiB", **_SHAPES[wanted])  # type: ignore[arg-type]
     return _running[wanted]
 
 
@@ -52,6 +56,14 @@ def one_server(_cluster: None) -> Session:
 def two_servers(_cluster: None) -> Session:
     """Two servers with a worker each: bytes between them cross TCP."""
     session = _only("two_servers")
+    assert session is not None
+    return session
+
+
+@pytest.fixture
+def three_unmeasured(_cluster: None) -> Session:
+    """Three servers with a worker each that do not measure their load: they are as busy as a test says."""
+    session = _only("three_unmeasured")
     assert session is not None
     return session
 

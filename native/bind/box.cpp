@@ -108,6 +108,12 @@ bool adopt_into(BoxObject* box, PyObject* value) {
                          &is_array) == 0) {
       return false;
     }
+    if (is_pin(pin) && as_pin(pin)->readable == nullptr) {  // there was no room for it here
+      box->state = protocol::received_state();
+      set_pin(box, Py_NewRef(pin));
+      Py_XSETREF(box->label, Py_NewRef(as_object(Py_TYPE(content))));
+      return true;
+    }
     if (!install(box, content, pin, is_array != 0, is_array == 0)) return false;
   }
   box->is_outdated = box->kind == Kind::live && box->pin == nullptr;

@@ -12,6 +12,8 @@ namespace drust::bind {
 void register_runtime(nb::module_& module);
 void register_draft(nb::module_& module);
 void register_groups(nb::module_& module);
+void register_elsewhere(nb::module_& module);
+void register_loads(nb::module_& module);
 void register_plane(nb::module_& module);
 void register_watch(nb::module_& module);
 void register_kill_points(nb::module_& module);
@@ -84,6 +86,8 @@ NB_MODULE(_core, module) {
   bind::register_runtime(module);
   bind::register_draft(module);
   bind::register_groups(module);
+  bind::register_elsewhere(module);
+  bind::register_loads(module);
   bind::register_plane(module);
   bind::register_watch(module);
   bind::register_kill_points(module);

@@ -2,10 +2,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include "bind/loads.hpp"
 #include "bind/pointer.hpp"
 #include "bind/runtime.hpp"
 #include "server/reaper.hpp"
 #include "server/serve.hpp"
+#include "server/takeovers.hpp"
 
 namespace drust::bind {
 
@@ -19,6 +21,7 @@ namespace {
 struct Plane {
   Runtime runtime;
   std::unique_ptr<server::Reaper> reaper;
+  std::unique_ptr<server::Takeovers> takeovers;
   std::unique_ptr<server::Server> server;
 };
 
@@ -34,10 +37,11 @@ Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, serve
   runtime.heap = std::make_unique<heap::Heap>(*runtime.partition, runtime.process);
   runtime.copies = std::make_unique<cache::Copies>(*runtime.heap);
   runtime.queue = std::make_unique<tasks::Queue>(*runtime.heap);
-  runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token});
+  runtime.peers = std::make_unique<server::Peers>(*runtime.heap, server::PeersOptions{.token = serve.token, .counts_questions = false});
   runtime.heap->set_pressure_hook(
       [copies = runtime.copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
   plane->reaper = std::make_unique<server::Reaper>(*runtime.heap, *runtime.queue, *runtime.copies, *runtime.peers);
+  plane->takeovers = std::make_unique<server::Takeovers>(*runtime.heap, *runtime.queue, *runtime.peers);
   auto server = server::Server::start(*runtime.heap, *runtime.queue, *runtime.peers, std::move(serve));
   if (!server.ok()) return server.status();
   plane->server = std::move(server.value());
@@ -203,6 +207,10 @@ void register_plane(nb::module_& module) {
       .def("reply_control", &reply_control, nb::arg("id"), nb::arg("body"))
       .def("reap", &reap, nb::arg("slot"), nb::arg("generation"), nb::arg("pid") = 0, nb::arg("reason") = "")
       .def("tend", &tend, "Goes on with what reap() could not finish; how many dead processes have something out.")
+      .def("give", [](Plane& p, ServerId thief, std::uint32_t most) { nb::gil_scoped_release u; return p.takeovers->give(thief, most); },
+           nb::arg("thief"), nb::arg("most"), "Hands queued tasks over to another server; how many it has.")
+      .def("tend_given", [](Plane& p) { nb::gil_scoped_release u; return p.takeovers->tend(); },
+           "Goes on with what give() could not finish; how many tasks are still open.")
       .def("trim", [](Plane& p, std::uint64_t keep) { nb::gil_scoped_release u; return p.runtime.partition->trim(keep); },
            nb::arg("keep_bytes"))
       .def("processes", [](const Plane& p) { return processes_list(*p.runtime.partition); })
@@ -212,6 +220,11 @@ void register_plane(nb::module_& module) {
            [](const Plane& p, std::size_t most) { return largest_list(*p.runtime.partition, most); }, nb::arg("most"))
       .def("live_blocks", [](const Plane& p) { return p.runtime.partition->live_blocks(); })
       .def("queued", [](const Plane& p) { return nb::make_tuple(p.runtime.queue->ready(), p.runtime.queue->running()); })
+      .def("measure", [](const Plane& p) { return measure(p.runtime); })
+      .def("set_load", [](const Plane& p, ServerId server, nb::tuple row) { set_load(p.runtime, server, row); },
+           nb::arg("server"), nb::arg("row"))
+      .def("evict", [](Plane& p, std::uint64_t bytes) { nb::gil_scoped_release u; return p.runtime.copies->evict(bytes); },
+           nb::arg("bytes"))
       .def("close", &close);
 }
 

@@ -152,6 +152,17 @@ PyObject* py_set_parent(PyObject* self, PyObject* parent) {
   return set_parent(as_box(self), as_box(parent)) ? new_none() : nullptr;
 }
 
+// Only what nobody uses: a view that has escaped keeps the bytes by itself.
+PyObject* py_forget(PyObject* self, PyObject*) {
+  BoxObject* box = as_box(self);
+  const bool is_decoded = box->kind == Kind::live || box->kind == Kind::array;
+  const bool is_unused = box->state.local_readers == 0 && box->state.writer == protocol::Writer::None &&
+                         box->guards == nullptr && box->escapes == nullptr && box->first_child == nullptr;
+  if (!is_decoded || !is_elsewhere(box) || box->is_outdated || !is_unused) Py_RETURN_FALSE;
+  forget_value(box);
+  Py_RETURN_TRUE;
+}
+
 PyObject* py_clear_poison(PyObject* self, PyObject*) {
   as_box(self)->state = protocol::apply(as_box(self)->state, {EventKind::ClearPoison}).state;
   set_poison(as_box(self), nullptr);
@@ -202,6 +213,9 @@ PyMethodDef box_private_methods[] = {
      "handle that came from elsewhere. `lease`: the task it was lent to. `kept`: the pre-image of its parent owns it "
      "as well. `excepted`: of replicas, from what the session says."},
     {"_set_parent", py_set_parent, METH_O, "_set_parent(box | None): this Box lies inside that one's value."},
+    {"_forget", py_forget, METH_NOARGS,
+     "_forget() -> bool: lets go of what was read of a value elsewhere, if nobody borrows it; the copy stays in the "
+     "copy table as long as there is room."},
     {"_clear_poison", py_clear_poison, METH_NOARGS, "Accept the value as the dead writer left it."},
     {"_wait_end", py_wait_end, METH_O,
      "_wait_end(timeout_s): wait for any borrow of this process to end, or less."},

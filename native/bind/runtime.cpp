@@ -205,7 +205,8 @@ nb::tuple make_record(Runtime& runtime, ServerId server, nb::list lends, std::ui
 
 // Queues a task block, whose completion goes to `record`: 0 messages here, 1 round trip elsewhere. The block is the
 // queue's from now on. Until it has arrived, its record names it: if this process dies, its reaper finds out.
-void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple, std::uint32_t retries) {
+void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple, std::uint32_t retries,
+            bool is_bound) {
   const GlobalPointer task = to_pointer(task_tuple);
   const GlobalPointer record = to_pointer(record_tuple);
   if (retries > kRetriesMax) throw nb::value_error("retry= is at most 1000");
@@ -217,17 +218,24 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
     const auto kind = is_here ? heap::OwnerKind::queue : heap::OwnerKind::in_transit;
     const std::uint64_t carried = heap::owner_word(kind, is_here ? heap::ProcessId{} : runtime.process);
     runtime.heap->set_owner(task, carried);
-    Status sent = is_here ? runtime.queue->push(task, record, retries)
+    Status sent = is_here ? runtime.queue->push(task, record, retries, is_bound)
                           : runtime.peers->submit(server, task, record, retries);
     if (!sent.ok()) {
       runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
     } else {
+      if (!is_here) runtime.partition->note_sent(server, 1);
       if (!is_here) release_block(task, OnRelease::free_shallow, 0);  // first: while it is named, a reaper frees it
       if (waiting != nullptr) waiting->call.store(tasks::Record::kCallArrived);
     }
     return sent;
   }();
   unwrap(status);
+}
+
+// Where the task of a record is, or was last: whoever queued it, or took it over, says so there. None: the record is gone.
+nb::object record_server(Runtime& runtime, nb::tuple record_tuple) {
+  const tasks::Record* record = tasks::Queue::find_record(*runtime.partition, to_pointer(record_tuple));
+  return record == nullptr ? nb::none() : nb::cast(record->server.load());
 }
 
 nb::object take_task(Runtime& runtime, std::uint32_t timeout_ms) {
@@ -420,7 +428,9 @@ void register_runtime(nb::module_& module) {
              for (const GlobalPointer& block : remote) r.peers->free_later(block, false);
              for (const GlobalPointer& block : made) r.peers->free_made_later(block);
            })
-      .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0)
+      .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0,
+           nb::arg("bound") = false)
+      .def("record_server", &record_server, nb::arg("record"))
       .def("withdraw", [](Runtime& r, nb::tuple task) { return r.queue->withdraw(to_pointer(task)); })
       .def("take_child", &take_child, nb::arg("task"), nb::arg("index"))
       .def("take_task", &take_task, nb::arg("timeout_ms"))

@@ -125,6 +125,18 @@ std::uint64_t Copies::evict(std::uint64_t bytes) {
     const std::uint64_t seen = table.row(index).state.load();
     if (phase_of(seen) == EntryPhase::ready) freed += table.evict(index, seen);
   }
+  // What another process is evicting is about to be free, which takes it milliseconds where it is large.
+  const Deadline deadline = deadline_in(kWaitSliceMs);
+  for (std::uint32_t index = 0; index < kCopiesMax && freed < bytes; ++index) {
+    const std::uint64_t seen = table.row(index).state.load(std::memory_order_relaxed);
+    if (phase_of(seen) != EntryPhase::evicting || process_of(seen) == table.self_) continue;
+    const std::uint64_t extent_bytes = table.local_of(table.row(index)).extent_bytes;
+    while (table.row(index).state.load() == seen && table.partition_.is_alive(process_of(seen)) &&
+           std::chrono::steady_clock::now() < deadline) {
+      ::sched_yield();
+    }
+    if (table.row(index).state.load() != seen) freed += extent_bytes;
+  }
   return freed;
 }
 

@@ -82,9 +82,9 @@ Result<Address> Heap::obtain(std::uint64_t extent_bytes) {
       in_pressure_hook = true;
       const std::uint64_t freed = pressure_hook_(wanted);
       in_pressure_hook = false;
-      if (freed == 0) break;
       arena_->reclaim();
-      taken = try_obtain(extent_bytes);
+      taken = try_obtain(extent_bytes);  // also if nothing was freed: somebody else may have, in between
+      if (freed == 0) break;
       wanted *= 2;
     }
     if (!taken.ok() && taken.status().code() == Code::out_of_memory) {

@@ -102,6 +102,19 @@ struct EndpointRow {  // sequence lock: odd while the control plane, its only wr
   SharedWord host[8];  // 63 bytes and a zero
 };
 
+struct LoadRow {  // loads.cpp; sequence lock as above, except `sent`
+  SharedWord sequence;
+  SharedWord measured_ms;  // 0: never
+  SharedWord workers;
+  SharedWord idle;
+  SharedWord queued;
+  SharedWord cpu_permille;
+  SharedWord quota_bytes;
+  SharedWord claimed_bytes;
+  alignas(64) SharedWord sent;  // any process adds; the row's writer sets it back
+};
+static_assert(sizeof(LoadRow) == 128);
+
 // A segment table entry, one atomic word:
 //     0..1 status | 2..3 kind | 4..9 size class | 10..13 segments back to the head of a span | 14 backed
 //     16..31 process slot | 32..55 generation   (of heads only: the rest belongs to whom the head does)
@@ -168,8 +181,9 @@ inline constexpr std::uint64_t kProcessesOffset = 4096;
 inline constexpr std::uint64_t kCountersOffset =
     kProcessesOffset + pages((kProcessesMax + 1) * sizeof(ProcessSlot));
 inline constexpr std::uint64_t kEndpointsOffset = kCountersOffset + pages(kProcessesMax * sizeof(CounterRow));
-inline constexpr std::uint64_t kQueueOffset =
+inline constexpr std::uint64_t kLoadsOffset =
     kEndpointsOffset + pages(kServersPerClusterMax * sizeof(EndpointRow));
+inline constexpr std::uint64_t kQueueOffset = kLoadsOffset + pages(kServersPerClusterMax * sizeof(LoadRow));
 inline constexpr std::uint64_t kCopiesOffset = kQueueOffset + pages(Partition::kQueueAreaBytes);
 inline constexpr std::uint64_t kOutboxOffset = kCopiesOffset + pages(Partition::kCopyAreaBytes);
 inline constexpr std::uint64_t kTableOffset =
@@ -181,7 +195,7 @@ inline constexpr std::uint64_t kLayout = [] {
   for (const std::uint64_t size :
        {std::uint64_t{kProtocolVersion}, std::uint64_t{sizeof(SharedHeader)},
         std::uint64_t{sizeof(BlockHeader)}, std::uint64_t{kCounters}, kTableOffset, kSegmentBytes,
-        kSpanBytesMax, kSmallBlockBytesMax, kQueueOffset, std::uint64_t{sizeof(EndpointRow)}}) {
+        kSpanBytesMax, kSmallBlockBytesMax, kQueueOffset, std::uint64_t{sizeof(EndpointRow)}, std::uint64_t{sizeof(LoadRow)}}) {
     fingerprint = (fingerprint ^ size) * 0x9e37'79b9'7f4a'7c15ULL;
   }
   return fingerprint;

@@ -36,6 +36,9 @@ struct Partition::Mapping {
   [[nodiscard]] EndpointRow& endpoint_row(std::uint32_t index) const noexcept {
     return reinterpret_cast<EndpointRow*>(writable + kEndpointsOffset)[index];
   }
+  [[nodiscard]] LoadRow& load_row(std::uint32_t index) const noexcept {
+    return reinterpret_cast<LoadRow*>(writable + kLoadsOffset)[index];
+  }
   [[nodiscard]] OutboxRow* outbox(std::uint32_t slot) const noexcept {
     return reinterpret_cast<OutboxRow*>(writable + kOutboxOffset) + std::uint64_t{slot} * kOutboxRows;
   }

@@ -1,7 +1,7 @@
 // One server's share of the global heap: one memfd, reserved large, backed on demand, mapped twice by every
 // process.
 //
-//     | PartitionHeader | processes | counters | endpoints | task queue | copy table | outboxes | segment table | segments ... |
+//     | PartitionHeader | processes | counters | endpoints | loads | task queue | copy table | outboxes | segment table | segments ... |
 //
 // The memfd has no name in any file system: when the last process that maps it ends, however it ends, nothing
 // is left. It travels to a worker over a unix socket (SCM_RIGHTS). Segments are really allocated (fallocate)
@@ -81,6 +81,18 @@ struct Endpoint {
   friend bool operator==(const Endpoint&, const Endpoint&) = default;
 };
 
+// How busy a server is, as every partition keeps it of every server.
+struct Load {
+  std::uint64_t age_ms = 0;         // since it was measured; of a row that was never written, as old as can be
+  std::uint64_t workers = 0;        // processes that run tasks
+  std::uint64_t idle = 0;           // of them, those that wait for one
+  std::uint64_t queued = 0;         // tasks that wait
+  std::uint64_t sent = 0;           // tasks that this host has sent there since
+  std::uint64_t cpu_permille = 0;   // of the machine's processors
+  std::uint64_t quota_bytes = 0;
+  std::uint64_t claimed_bytes = 0;
+};
+
 struct ProcessInfo {
   ProcessId id;
   ProcessKind kind = ProcessKind::none;
@@ -149,6 +161,11 @@ class Partition {
   // Sleeps until the row of `server` is another than `seen`: true. False at `deadline`, when the partition closes, or
   // if there is no such row. Woken by who writes the row.
   [[nodiscard]] bool await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const;
+
+  // server id -> load. Written by one thread of the server at a time; read, and its `sent` raised, by anybody. loads.cpp
+  void set_load(ServerId server, const Load& load) noexcept;
+  [[nodiscard]] Load load(ServerId server) const noexcept;
+  void note_sent(ServerId server, std::uint64_t tasks) noexcept;
 
   // The session's setting; constant.
   [[nodiscard]] bool replicates_all() const noexcept;

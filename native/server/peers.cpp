@@ -133,6 +133,18 @@ Result<GlobalPointer> Peers::put_block(ServerId server, const GlobalPointer& loc
   return GlobalPointer{Address(call.reply.address), call.reply.colour, call.reply.extent_bytes};
 }
 
+Result<GlobalPointer> Peers::put_bytes(ServerId server, std::span<const std::byte> head, std::span<const std::byte> data) {
+  const std::uint64_t extent_bytes = head.size() + data.size();
+  if (!is_block({Address(), kNoColour, extent_bytes})) return Status(Code::bad_request, "put_bytes: this is no block");
+  const std::array<iovec, 2> parts{iovec{const_cast<std::byte*>(head.data()), head.size()},
+                                   iovec{const_cast<std::byte*>(data.data()), data.size()}};
+  Call call;
+  call.request = request_for(wire::Operation::put_block, {Address(), kNoColour, extent_bytes}, extent_bytes);
+  call.body = parts;
+  if (Status status = pool_->ask(server, call); !status.ok()) return status;
+  return GlobalPointer{Address(call.reply.address), call.reply.colour, call.reply.extent_bytes};
+}
+
 Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
   BlockBody body;
   if (Status status = body.open(pool_->partition, task); !status.ok()) return status;

@@ -35,6 +35,7 @@ struct PeersOptions {
   Token token;
   std::uint32_t timeout_ms = kPeerTimeoutMs;
   Dial dial{};              // none: over TCP
+  bool counts_questions = true;  // not those that servers ask each other all the time: nobody's work caused them
   bool has_sweeper = true;  // a thread sends what frees no request takes along; else flush_frees() must be called
 };
 
@@ -68,6 +69,8 @@ class Peers {
                       std::span<const std::byte> source);
   // A copy of a local block on another server, owned by that server's process slot.
   Result<GlobalPointer> put_block(ServerId server, const GlobalPointer& local);
+  // The same from private memory: `head` is the block up to its last buffer, which is `data`.
+  Result<GlobalPointer> put_bytes(ServerId server, std::span<const std::byte> head, std::span<const std::byte> data);
   // Queue the task block there, its completion to come to `record` (a record in some partition, ours
   // usually). server_lost leaves open whether it was queued.
   Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);

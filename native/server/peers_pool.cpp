@@ -218,12 +218,15 @@ void Peers::Pool::have_left(std::span<const wire::FreeItem> frees) noexcept {
 }
 
 void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
+  const bool is_question = call.request.operation == static_cast<std::uint8_t>(wire::Operation::control);
+  const bool is_counted = !is_question || counts_questions_;
   const heap::ProcessId process = heap.process();
-  partition.count(process, counter_of(call.request.operation));
+  if (is_counted) partition.count(process, counter_of(call.request.operation));
   if (frees > 0) {
     partition.count(process, heap::Counter::free_messages);
     partition.count(process, heap::Counter::frees_sent, frees);
   }
+  if (!is_counted && frees == 0) return;
   partition.count(process, heap::Counter::bytes_sent, call.sent_bytes);
   partition.count(process, heap::Counter::bytes_received, call.received_bytes);
 }

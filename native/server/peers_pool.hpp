@@ -33,6 +33,7 @@ class Peers::Pool {
   Pool(heap::Heap& given, PeersOptions options)
       : heap(given),
         partition(given.partition()),
+        counts_questions_(options.counts_questions),
         has_sweeper_(options.has_sweeper),
         connections_(partition, std::move(options.token), options.timeout_ms, std::move(options.dial)) {
     heap.set_replica_hook([this](Address block, std::uint64_t stamp) { drop_replica_later(block, stamp); });
@@ -101,6 +102,7 @@ class Peers::Pool {
   void sweep();
 
   const std::uint32_t generation_ = fork_generation();
+  const bool counts_questions_;
   const bool has_sweeper_;
   ConnectionPool connections_;  // has its own lock, as the next one
   FreeBatches frees_;

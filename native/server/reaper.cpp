@@ -236,10 +236,13 @@ void Reaper::free_estate(const Estate& estate) {
 // Whether the task of a dropped record has ended: whoever completed it has freed the record.
 bool Reaper::has_ended(const Estate& estate, Waiting& waiting) {
   heap::Partition& partition = heap_.partition();
+  const tasks::Record* record = Queue::find_record(partition, waiting.record);
+  if (record != nullptr) waiting.target = static_cast<ServerId>(record->server.load());  // takeovers.hpp
   const bool is_here = waiting.target == partition.server();
   const Clock::time_point now = Clock::now();
   if (waiting.is_unsure) {
-    const bool is_known = is_here ? queue_.knows(waiting.record) : peers_.inquire(waiting.target, waiting.record).ok();
+    const bool is_known =
+        queue_.knows(waiting.record) || (!is_here && peers_.inquire(waiting.target, waiting.record).ok());
     const bool is_gone = Queue::find_record(partition, waiting.record) == nullptr;
     const bool is_late = is_here || now - waiting.since > std::chrono::milliseconds(kLostCallMs);
     if (!is_known && !is_gone && !is_late) return false;

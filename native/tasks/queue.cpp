@@ -41,7 +41,10 @@ struct Head {
   std::atomic<std::uint32_t> sleepers;  // at least as many as sleep on it; any process
   alignas(64) SharedWord head;          // ticket; nothing ready lies before it
   alignas(64) SharedWord tail;          // ticket the next push begins to look at
+  alignas(64) SharedWord idle[kProcessesMax / 64];  // a bit a process slot that waits; that process, its reaper
 };
+
+constexpr std::uint64_t kBound = 1ULL << 32;  // of Slot::retries, whose low half is the number
 
 struct alignas(128) Slot {
   SharedWord state;   // compare-and-swap
@@ -109,6 +112,12 @@ class Queue::Ring {
     }
   }
 
+  void set_idle(bool is_idle) noexcept {
+    SharedWord& word = head().idle[self_.slot / 64];
+    const std::uint64_t bit = 1ULL << (self_.slot % 64);
+    static_cast<void>(is_idle ? word.fetch_or(bit) : word.fetch_and(~bit));
+  }
+
   // reserved -> ready, and somebody hears of it.
   void make_ready(Slot& slot, std::uint64_t ticket) noexcept {
     slot.state.store(word_of(Phase::ready, ticket, self_));
@@ -170,7 +179,7 @@ class Queue::Ring {
 Queue::Queue(heap::Heap& heap) : ring_(std::make_unique<Ring>(heap)) {}
 Queue::~Queue() = default;
 
-Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
+Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries, bool is_bound) {
   Ring& ring = *ring_;
   SharedWord& tail = ring.head().tail;
   std::uint32_t taken = 0;
@@ -190,7 +199,7 @@ Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::
     slot.ticket.store(ticket, std::memory_order_relaxed);
     put(slot.task, task);
     put(slot.record, record);
-    slot.retries.store(retries, std::memory_order_relaxed);
+    slot.retries.store(retries | (is_bound ? kBound : 0), std::memory_order_relaxed);
     slot.fate.store(word_of(TaskRecord{}), std::memory_order_relaxed);
     kill_point("queue.push.written");
     ring.make_ready(slot, ticket);
@@ -210,8 +219,10 @@ Result<Entry> Queue::take(std::uint32_t timeout_ms) {
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return Status(Code::timed_out, "no task arrived");
     head.sleepers.fetch_add(1);
+    ring.set_idle(true);
     const Wake wake =
         futex_wait(head.pushes, pushes, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
+    ring.set_idle(false);
     head.sleepers.fetch_sub(1);
     if (wake == Wake::interrupted) return Status(Code::interrupted, "a signal arrived");
   }
@@ -259,9 +270,40 @@ bool Queue::withdraw(const GlobalPointer& task) noexcept {
   return false;
 }
 
+std::vector<Held> Queue::take_unbound(std::uint32_t most) {
+  Ring& ring = *ring_;
+  // Read before the entry is this process's, the words may be two tasks' halves: so they are read again.
+  const auto may_go = [&](const Slot& slot) {
+    return (slot.retries.load(std::memory_order_relaxed) & kBound) == 0 &&
+           ring.partition_.is_local(get(slot.record).address);
+  };
+  const std::uint64_t first = ring.head().head.load();
+  const std::uint64_t last = std::min(ring.head().tail.load(), first + kQueueEntries);
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> waiting;  // ticket of the entry, its word
+  for (std::uint64_t ticket = first; ticket < last; ++ticket) {
+    const std::uint64_t seen = ring.slot(ticket).state.load();
+    if (phase_of(seen) == Phase::ready && may_go(ring.slot(ticket))) waiting.emplace_back(ticket, seen);
+  }
+  const std::size_t spare = waiting.size() > idle() ? waiting.size() - idle() : 0;
+  std::vector<Held> taken;
+  for (const auto& [ticket, word] : waiting) {
+    if (taken.size() >= std::min<std::size_t>((spare + 1) / 2, most)) break;
+    Slot& slot = ring.slot(ticket);
+    std::uint64_t seen = word;
+    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), ring.self_))) continue;
+    if (may_go(slot)) {
+      taken.push_back(Held{ring.read(slot, ticket), fate_of(slot), {}, static_cast<std::uint32_t>(slot.retries.load())});
+    } else {
+      ring.make_ready(slot, slot.ticket.load());
+    }
+  }
+  return taken;
+}
+
 std::vector<Held> Queue::reap(heap::ProcessId dead) {
   Ring& ring = *ring_;
   ensure(!ring.partition_.is_alive(dead), "reaping a process that lives");
+  ring.head().idle[dead.slot / 64].fetch_and(~(1ULL << (dead.slot % 64)));
   std::vector<Held> held;
   for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
     Slot& slot = ring.slot(index);
@@ -333,11 +375,17 @@ bool Queue::knows(const GlobalPointer& record) const noexcept {
   return false;
 }
 
-std::uint32_t Queue::ready() const noexcept {
+std::uint32_t Queue::idle() const noexcept {
+  int count = 0;
+  for (const SharedWord& word : ring_->head().idle) count += std::popcount(word.load(std::memory_order_relaxed));
+  return static_cast<std::uint32_t>(count);
+}
+
+std::uint32_t Queue::ready(std::uint32_t most) const noexcept {
   const std::uint64_t first = ring_->head().head.load();
   const std::uint64_t last = std::min(ring_->head().tail.load(), first + kQueueEntries);
   std::uint32_t count = 0;
-  for (std::uint64_t ticket = first; ticket < last; ++ticket) {
+  for (std::uint64_t ticket = first; ticket < last && count < most; ++ticket) {
     count += phase_of(ring_->slot(ticket).state.load(std::memory_order_relaxed)) == Phase::ready ? 1U : 0U;
   }
   return count;

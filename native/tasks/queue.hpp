@@ -61,7 +61,7 @@ struct RecordOutcome {
 struct Record {
   RecordOutcome state;                   // any process, compare-and-swap from pending: complete()
   std::atomic<std::uint32_t> worker_pid; // who runs it, 0 before; the worker
-  std::uint32_t server;                  // where the task was sent; constant after spawn
+  std::atomic<std::uint32_t> server;     // where the task was sent; then whoever gives it to another server
   std::uint64_t under;                   // Entry::id() of the task that lends on what it was lent, 0: none; constant
   // Address of the call block while it may not have arrived, then kCallArrived; 0 before it is sent. Its spawner.
   std::atomic<std::uint64_t> call;
@@ -111,8 +111,8 @@ class Queue {
   Queue& operator=(const Queue&) = delete;
 
   // Appends; wakes one consumer. full if every entry is taken. `retries`: how often it may run again after a
-  // worker was lost and all that it had been lent was rolled back.
-  Status push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
+  // worker was lost and all that it had been lent was rolled back. `is_bound`: it runs here or nowhere.
+  Status push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0, bool is_bound = false);
   // The oldest ready entry, now running by this process. timed_out after `timeout_ms`; closed when the
   // partition closes; interrupted when a signal arrived.
   Result<Entry> take(std::uint32_t timeout_ms);
@@ -128,6 +128,10 @@ class Queue {
   void finish(const Entry& entry) noexcept;
   // Takes back one entry that still waits (cancel). False if it runs already.
   bool withdraw(const GlobalPointer& task) noexcept;
+  // For another server: of the tasks that wait, are not bound, and whose records are in this partition, the older half
+  // of those that this server's idle processes are not about to take, at most `most`. Each is running by this process
+  // and has not begun: the caller hands it over and calls finish(), or run_again().
+  std::vector<Held> take_unbound(std::uint32_t most);
   // A dead process's reserved entries are empty when it returns; what it was running stays until the caller,
   // its reaper, has decided each one's fate and calls finish() or run_again().
   std::vector<Held> reap(heap::ProcessId dead);
@@ -144,7 +148,9 @@ class Queue {
   // Whether some entry answers for this record's task. Looks at every entry.
   [[nodiscard]] bool knows(const GlobalPointer& record) const noexcept;
 
-  [[nodiscard]] std::uint32_t ready() const noexcept;    // looks at the entries between head and tail
+  [[nodiscard]] std::uint32_t idle() const noexcept;  // processes that wait in take()
+  // Looks at the entries between head and tail, until it has seen `most` that wait.
+  [[nodiscard]] std::uint32_t ready(std::uint32_t most = kQueueEntries) const noexcept;
   [[nodiscard]] std::uint32_t running() const noexcept;  // looks at every entry: 50 us or so
 
   // Records, in this partition. `lends`: what the task is lent, with kShared or kMutable; `under`: Record::under.

@@ -321,6 +321,43 @@ TEST("an endpoint is read whole while it changes") {
   CHECK_EQ(host.partition->endpoint(50).epoch, 0U);
 }
 
+TEST("a load is read whole while it changes, and grows old by itself") {
+  Host host;
+  heap::Partition& partition = *host.partition;
+  CHECK_EQ(partition.load(9).age_ms, ~0ULL);
+  CHECK_EQ(partition.load(kServersPerClusterMax).age_ms, ~0ULL);
+  const auto set = [&](std::uint64_t count) {
+    partition.set_load(9, {.age_ms = 0, .workers = count, .idle = count, .queued = count, .sent = 0,
+                           .cpu_permille = count, .quota_bytes = count, .claimed_bytes = count});
+  };
+  set(1);
+  std::thread writer([&] {
+    for (std::uint64_t count = 2; count < 20'000; ++count) set(count);
+  });
+  std::uint64_t last = 0;
+  while (last < 19'999) {
+    const Load seen = partition.load(9);
+    if (!CHECK(seen.workers >= last && seen.idle == seen.workers && seen.queued == seen.workers)) break;
+    if (!CHECK(seen.cpu_permille == seen.workers && seen.claimed_bytes == seen.quota_bytes)) break;
+    last = seen.workers;
+  }
+  writer.join();
+  partition.set_load(9, {.age_ms = 5000});
+  CHECK(partition.load(9).age_ms >= 5000);
+  CHECK_EQ(partition.load(8).age_ms, ~0ULL);
+}
+
+TEST("tasks sent to a server count until its next load is written") {
+  Host host;
+  host.partition->set_load(2, {.queued = 1});
+  host.partition->note_sent(2, 3);
+  host.partition->note_sent(2, 1);
+  CHECK_EQ(host.partition->load(2).sent, 4U);
+  CHECK_EQ(host.partition->load(2).queued, 1U);
+  host.partition->set_load(2, {.queued = 5});
+  CHECK_EQ(host.partition->load(2).sent, 0U);
+}
+
 TEST("closing is seen by everybody, once and for all") {
   Host host;
   auto attached = Partition::attach(::dup(host.partition->memfd()));

@@ -478,3 +478,69 @@ TEST("a condemned record that nobody joins goes when it is settled, dropped befo
     CHECK(Queue::find_record(*host.partition, made) == nullptr);
   }
 }
+
+TEST("a process that waits for a task is idle until it gets one") {
+  Host host;
+  Queue queue(*host.heap);
+  Second second(host);
+  CHECK_EQ(queue.idle(), 0U);
+  std::thread taker([&] { CHECK(second.queue.take(60'000).ok()); });
+  while (queue.idle() == 0) std::this_thread::yield();
+  CHECK(queue.push(task(1), record(1)).ok());
+  taker.join();
+  CHECK_EQ(queue.idle(), 0U);
+  CHECK_EQ(queue.ready(), 0U);
+}
+
+TEST("no more waiting tasks are counted than were asked for") {
+  Host host;
+  Queue queue(*host.heap);
+  for (std::uint64_t number = 0; number < 10; ++number) CHECK(queue.push(task(number), record(number)).ok());
+  CHECK_EQ(queue.ready(4), 4U);
+  CHECK_EQ(queue.ready(), 10U);
+}
+
+TEST("the older half of what waits is given away, never what is bound or came from elsewhere") {
+  Host host;
+  Queue queue(*host.heap);
+  const auto local = [&](std::uint64_t number) {
+    return GlobalPointer{Address::make(3, 64 * (number + 1)), (7ULL << 48) | number, 104};
+  };
+  CHECK(queue.push(task(0), local(0), 0, true).ok());
+  CHECK(queue.push(task(1), record(1)).ok());
+  for (std::uint64_t number = 2; number < 7; ++number) CHECK(queue.push(task(number), local(number), 4).ok());
+  std::vector<Held> taken = queue.take_unbound(100);
+  if (!CHECK_EQ(taken.size(), 3U)) return;
+  for (std::uint64_t index = 0; index < 3; ++index) {
+    CHECK(taken[index].entry.task == task(index + 2));
+    CHECK(taken[index].entry.record == local(index + 2));
+    CHECK_EQ(taken[index].retries, 4U);
+    CHECK(taken[index].fate.phase == protocol::TaskPhase::Queued);
+    CHECK(queue.knows(local(index + 2)));
+  }
+  CHECK_EQ(queue.take_unbound(0).size(), 0U);
+  queue.finish(taken[0].entry);
+  queue.run_again(taken[1]);  // at its old place in the order, and it costs no retry
+  queue.finish(taken[2].entry);
+  for (const std::uint64_t number : {0, 1, 3, 5, 6}) {
+    const auto entry = queue.take(0);
+    if (!CHECK(entry.ok())) return;
+    CHECK(entry.value().task == task(number));
+    queue.finish(entry.value());
+  }
+  CHECK_EQ(queue.running(), 0U);
+}
+
+TEST("what idle processes are about to take is not given away") {
+  Host host;
+  Queue queue(*host.heap);
+  Second second(host);
+  std::atomic<bool> is_over = false;
+  std::thread taker([&] {
+    while (!is_over) static_cast<void>(second.queue.take(20));
+  });
+  while (queue.idle() == 0) std::this_thread::yield();
+  CHECK_EQ(queue.take_unbound(100).size(), 0U);
+  is_over = true;
+  taker.join();
+}

@@ -35,6 +35,8 @@ _Child: TypeAlias = tuple[int, int, int, int]
 _Region: TypeAlias = tuple[int, int, int, int]
 _Access: TypeAlias = Literal["owned", "shared", "mutable"]
 _Outcome: TypeAlias = Literal["committed", "rolled_back", "poisoned"]
+# (age in ms, workers, idle, queued, processors in use of 1000, claimed bytes, quota bytes)
+_LoadWords: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 @type_check_only
 class _BlockRow(TypedDict):
@@ -146,7 +148,11 @@ class Runtime:
 
     def drop_record(self, record: _Pointer, /) -> None: ...
 
-    def submit(self, server: int, task: _Pointer, record: _Pointer, retries: int = 0) -> None: ...
+    def submit(
+        self, server: int, task: _Pointer, record: _Pointer, retries: int = 0, bound: bool = False
+    ) -> None: ...
+
+    def record_server(self, record: _Pointer) -> int | None: ...
 
     def withdraw(self, task: _Pointer, /) -> bool: ...
 
@@ -196,6 +202,12 @@ class Runtime:
 
     def take_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
 
+    def put_value(self, server: int, codec: int, meta: bytes, value: Buffer) -> _Pointer: ...
+
+    def loads(self, servers: int) -> list[tuple[int, int, int, int, int, int, int, int]]: ...
+
+    def set_load(self, server: int, row: _LoadWords) -> None: ...
+
 COUNTER_NAMES: tuple[str, ...] = ...
 
 TASK_CODEC: int = 4294967280
@@ -216,6 +228,8 @@ class Draft:
 
     def publish(self) -> Pin:
         """The block as a Pin, under a fresh colour."""
+
+HOLDER_CODEC: int = 4294967279
 
 NO_SERVER: int = 4096
 
@@ -283,6 +297,14 @@ class ServerPlane:
         Goes on with what reap() could not finish; how many dead processes have something out.
         """
 
+    def give(self, thief: int, most: int) -> int:
+        """Hands queued tasks over to another server; how many it has."""
+
+    def tend_given(self) -> int:
+        """
+        Goes on with what give() could not finish; how many tasks are still open.
+        """
+
     def trim(self, keep_bytes: int) -> int: ...
 
     def processes(self) -> list[_ProcessRow]: ...
@@ -296,6 +318,12 @@ class ServerPlane:
     def live_blocks(self) -> int: ...
 
     def queued(self) -> tuple[int, int]: ...
+
+    def measure(self) -> tuple[int, int, int, int]: ...
+
+    def set_load(self, server: int, row: _LoadWords) -> None: ...
+
+    def evict(self, bytes: int) -> int: ...
 
     def close(self) -> None: ...
 
@@ -523,6 +551,8 @@ class Box(Generic[T]):
     ) -> Box[Any]: ...
     def _set_parent(self, parent: Box[Any] | None, /) -> None: ...
     def _clear_poison(self) -> None: ...
+
+    def _forget(self) -> bool: ...
     def _wait_end(self, timeout_s: float, /) -> None: ...
 
 @final

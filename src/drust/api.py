@@ -2,6 +2,7 @@
 
 from drust._core import Box, Ref, RefMut
 from drust.codecs import register
+from drust.codecs.tied import Tied
 from drust.errors import (
     BorrowError,
     BorrowMutError,
@@ -45,6 +46,7 @@ __all__ = [
     "Session",
     "StaleViewWarning",
     "TaskError",
+    "Tied",
     "WorkerLostError",
     "current_session",
     "empty",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
-from drust import _core, codecs, handles, lends, runtime, shipping
+from drust import _core, codecs, handles, lends, placement, runtime, shipping
 from drust.errors import ConfigError, InternalError, RemoteTraceback, TaskError
 from drust.runtime import Pointer
 
@@ -121,13 +121,15 @@ class Outgoing:
     def __init__(
         self,
         name: str,
-        target: int,
+        target: int | None,
         shipped: shipping.Shipped,
         function: Callable[..., Any],
         retries: int = 0,
     ) -> None:
+        """`target`: the server it was told to run on; None has `encode` decide, which knows its arguments."""
         self.name = name
-        self.target = target
+        self.decision = None if target is None else placement.told(target)
+        self.target = -1 if target is None else target
         self.retries = retries
         self.pointer: Pointer = (0, 0, 0)
         self.lends: list[_Lend] = []
@@ -145,6 +147,11 @@ class Outgoing:
         return f"task {self.name} on server {self.target}"
 
     @property
+    def is_bound(self) -> bool:
+        """Whether no other server may take it over while it waits."""
+        return self.decision is not None and self.decision.is_bound
+
+    @property
     def must_outlive(self) -> bool:
         """Whether it must be kept until the task has ended, joined or not: lends, or its function's bytes."""
         return bool(self.lends) or self._kept[0] is not None
@@ -157,7 +164,7 @@ class Outgoing:
         return "were rolled back" if mutable else "have ended"
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Pickles, then lends and moves, then writes the block. If it raises, `undo` puts all back."""
+        """Pickles, decides where to, lends and moves, writes the block. If it raises, `undo` undoes all."""
         if args or kwargs:
             encoded = codecs.encode_arguments((args, kwargs), _ARGUMENT_HANDLES)
         else:
@@ -168,6 +175,9 @@ class Outgoing:
                 value=str(self.retries),
                 expected="a call that moves no Box (it would die with its worker): lend it, or pass .clone()",
             )
+        if self.decision is None:
+            self.decision = placement.decide(encoded.children)
+            self.target = self.decision.server
         parts: list[PartSpec | None] = [None] * len(encoded.children)
         columns: dict[int, ColumnSpec] = {}
         pointers: list[Child] = []

@@ -27,6 +27,8 @@ HEAP_BYTES_STEP = 64 * 2**10  # a partition grows by whole segments
 CAPTURE_BYTES_MAX = 2**20  # what a spawned function may capture
 MEMORY_RESERVE_SHARE = 0.25  # of the memory left, for the workers' own heaps and everybody else
 TOKEN_CHARACTERS_MIN = 8
+HEAP_WATERMARK = 0.80  # of the quota: above, what is only kept for its next use goes
+LOAD_PERIOD_S = 0.2  # one control message of each server but home
 
 
 def default_heap_bytes(servers: int = 1, root: Path = machine.ROOT) -> int:
@@ -59,6 +61,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         debug_locations: record `file:line` at each borrow, not only at moves.
         capture_bytes_max: the most a spawned function may capture.
         start_timeout_s: how long starting or joining may take.
+        load_period_s: how often servers tell each other how busy they are; 0 for never.
     """
 
     address: str | None = None
@@ -72,6 +75,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     debug_locations: bool = False
     capture_bytes_max: int = CAPTURE_BYTES_MAX
     start_timeout_s: float = 20.0
+    load_period_s: float = LOAD_PERIOD_S
 
     @classmethod
     def read(cls, environment: Mapping[str, str] | None = None, **arguments: Any) -> "Config":
@@ -167,6 +171,10 @@ def _seconds(given: Any) -> float:
     return float(given)
 
 
+def _period(given: Any) -> float:
+    return 0.0 if str(given) in ("0", "0.0") else _seconds(given)
+
+
 def _host(given: Any) -> str:
     if not isinstance(given, str) or given.split() != [given] or "/" in given:
         raise ValueError
@@ -201,4 +209,5 @@ _READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "debug_locations": (_flag, _FLAG_FORMS),
     "capture_bytes_max": (_size(0, HEAP_BYTES_MAX), BYTES_FORMS),
     "start_timeout_s": (_seconds, "seconds, above 0 and up to 3600"),
+    "load_period_s": (_period, "seconds, from 0 (never) to 3600"),
 }

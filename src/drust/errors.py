@@ -315,7 +315,7 @@ class OutOfMemoryError(ClusterError, MemoryError):
 
     template = (
         "no room for {requested_bytes}[ on {server}]: {limit} is reached[ ({heap_bytes} in all)]"
-        "[; {free_bytes} are free][; the largest objects are {largest}]"
+        "[; {free_bytes} are free][; the largest objects are {largest}][; {vacant}]"
     )
     advice = "Drop what is no longer needed, or raise DRUST_HEAP_BYTES or the number of servers."
 
@@ -325,6 +325,7 @@ class OutOfMemoryError(ClusterError, MemoryError):
     limit: str = "the heap's quota"  # or `the container's memory limit`, `the machine's memory`
     server: str = ""
     largest: tuple[str, ...] = ()  # live objects with size and owner, biggest first
+    vacant: str = ""  # `server 1 has 3.2 GiB left`: a task there could make it, or borrow it
 
 
 class ResultRefusedError(OutOfMemoryError):

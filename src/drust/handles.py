@@ -14,7 +14,9 @@ handle, while the parent is a live object here that may let go of them.
 """
 
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -22,7 +24,7 @@ import numpy.typing as npt
 
 from drust import _core, codecs, groups, runtime, shipping
 from drust.codecs import arrays
-from drust.config import REPLICAS_MAX
+from drust.config import HEAP_WATERMARK, REPLICAS_MAX
 from drust.errors import (
     AccessError,
     BorrowError,
@@ -35,6 +37,7 @@ from drust.errors import (
     ImmutableValueError,
     InternalError,
     MovedError,
+    OutOfMemoryError,
     PickledBoxError,
     PoisonedError,
     RevokedError,
@@ -79,12 +82,42 @@ def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
     if type(value) is np.ndarray:
         parts = arrays.encode_array(value)
         if parts is not None:
-            pin = codecs.write(runtime.current(), codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]))
+            encoded = codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]])
+            try:
+                pin = codecs.write(runtime.current(), encoded)
+            except OutOfMemoryError as error:
+                return value, _put_elsewhere(encoded, error), True
             runtime.count("blocks_copied")
             runtime.count("bytes_copied", value.nbytes)
             return codecs.decode(pin), pin, True
     _note_kind(value)
     return value, None, False
+
+
+def _put_elsewhere(encoded: codecs.Encoded, error: OutOfMemoryError) -> _core.Pin:
+    """An array on the most vacant server, where this one has no room: 1 request with its bytes.
+
+    Raises:
+        OutOfMemoryError: `error`, if nobody has room.
+    """
+    here = runtime.current()
+    (part,) = encoded.buffers
+    data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
+    for server, free_bytes in runtime.vacant_servers(here):
+        if free_bytes < data.nbytes:
+            break
+        try:
+            pointer = here.put_value(server, encoded.codec, encoded.meta, data)
+        except (OutOfMemoryError, ServerLostError):
+            continue
+        try:
+            block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
+        except OutOfMemoryError:  # not even for that
+            here.free(pointer)
+            break
+        block.disown()
+        return _core.Pin.hold(pointer, FREE_TREE, here.open(block.pointer, True, FREE_SHALLOW), 0)
+    raise error
 
 
 def _note_kind(value: object) -> None:
@@ -148,6 +181,8 @@ def empty(
 ) -> "_core.Box[npt.NDArray[Any]]":
     """A Box of an array made in the heap, its contents undefined: no copy. As `numpy.empty`.
 
+    Where this server has no room, it is made on the most vacant one: 1 request with its bytes.
+
     Args:
         shape: its extent along each axis.
         dtype: what its items are.
@@ -155,11 +190,25 @@ def empty(
         replicas: as of `Box`.
 
     Raises:
-        OutOfMemoryError: the heap has no room.
+        OutOfMemoryError: no heap has room.
         TypeError: the dtype holds Python objects.
         ConfigError: `replicas` cannot be had.
     """
     excepted = replicas is not None and choose_replicas(replicas)
+    try:
+        return _empty_here(shape, dtype, order, excepted=excepted)
+    except OutOfMemoryError as error:
+        array = np.zeros(shape, dtype, order=order)
+        parts = arrays.encode_array(array)
+        if parts is None:
+            raise
+        pin = _put_elsewhere(codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]), error)
+        return _core.Box._from_pin(pin, "owned", np.ndarray, excepted=excepted)
+
+
+def _empty_here(
+    shape: int | Sequence[int], dtype: npt.DTypeLike, order: Literal["C", "F"], *, excepted: bool
+) -> "_core.Box[npt.NDArray[Any]]":
     described = np.dtype(dtype)
     extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     meta = arrays.pack_layout(extents, described, order)
@@ -183,8 +232,12 @@ def full(
     replicas: int | None = None,
 ) -> "_core.Box[npt.NDArray[Any]]":
     """As `empty`, filled with one value. As `numpy.full`."""
+    excepted = replicas is not None and choose_replicas(replicas)
     described = np.asarray(fill_value).dtype if dtype is None else dtype
-    box = empty(shape, described, order=order, replicas=replicas)
+    try:
+        box = _empty_here(shape, described, order, excepted=excepted)
+    except OutOfMemoryError:  # it is filled before it goes to where there is room
+        return _core.Box(np.full(shape, fill_value, described, order=order), replicas=replicas)
     with box.borrow_mut() as array:
         array.fill(fill_value)
     return box
@@ -224,6 +277,52 @@ class PrivateBytes:
         return bytearray(self._pin.buffer(index))
 
 
+_read: "OrderedDict[int, weakref.ref[_core.Box[Any]]]" = OrderedDict()
+"""The Boxes whose values this process has read from elsewhere, oldest first. Protected by the GIL."""
+_LOOK_EVERY_BYTES = 2**20  # read, between looks at how full the heap is
+_read_since_bytes = 0  # racing threads may lose a few
+
+
+def _fetch(here: _core.Runtime, box: "_core.Box[Any]", pointer: Pointer) -> _core.Pin:
+    """A copy of a value elsewhere.
+
+    A Box keeps what it has read for its next borrow, which pins the copy: while the heap is short of room,
+    those that nobody borrows let go, so that the oldest copies can be evicted.
+    """
+    global _read_since_bytes
+    _read_since_bytes += pointer[2]
+    if _read_since_bytes >= _LOOK_EVERY_BYTES:
+        _read_since_bytes = 0
+        usage = here.usage()
+        if usage["claimed_bytes"] > HEAP_WATERMARK * usage["quota_bytes"]:
+            forget_read()
+    pin = _with_room(lambda: here.fetch(pointer))
+    key = id(box)
+    _read[key] = weakref.ref(box, lambda _: _read.pop(key, None))
+    _read.move_to_end(key)
+    return pin
+
+
+def _with_room(read: Callable[[], _core.Pin]) -> _core.Pin:
+    try:
+        return read()
+    except OutOfMemoryError:
+        if not forget_read():
+            raise
+        return read()
+
+
+def forget_read() -> int:
+    """Has every Box let go of what it has read from elsewhere and nobody borrows. Returns how many did."""
+    forgotten = 0
+    for key, reference in list(_read.items()):
+        box = reference()
+        if box is not None and box._forget():
+            _read.pop(key, None)
+            forgotten += 1
+    return forgotten
+
+
 def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     pin = box._pin
     if pin is None:
@@ -231,10 +330,12 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     source = pin
     here = runtime.current()
     if pin.local is None:
+        is_lent = box._lease is not None
+        where = pin.pointer
         try:
-            source = here.take(pin.pointer, box._lease is not None) if writable else here.fetch(pin.pointer)
+            source = _with_room(lambda: here.take(where, is_lent)) if writable else _fetch(here, box, where)
         except ServerLostError as error:
-            raise _name_lost(box, pin.pointer, error) from None
+            raise _name_lost(box, where, error) from None
     if source.codec == codecs.NDARRAY:  # the path of every remote read of an array: not through the registry
         view = source.as_writable() if writable else source
         box._install(arrays.decode_array(source.meta, view, writable), source, True, writable)

@@ -166,6 +166,13 @@ def largest_objects(runtime: _core.Runtime, most: int = 5) -> tuple[str, ...]:
     return tuple(rows)
 
 
+def vacant_servers(runtime: _core.Runtime) -> list[tuple[int, int]]:
+    """(server, bytes left) of the others, most first, as far as this one has heard. No message."""
+    rows = runtime.loads(config().servers)
+    left = [(row[0], row[7] - row[6]) for row in rows if row[0] != runtime.server and row[1] < 2**63]
+    return sorted((each for each in left if each[1] > 0), key=lambda each: -each[1])
+
+
 def _native_error(code: int, detail: str) -> DrustError:
     """The exception for a native status; `code` as in native/base/status.hpp."""
     match code:
@@ -173,6 +180,7 @@ def _native_error(code: int, detail: str) -> DrustError:
             runtime = _state.runtime
             largest = largest_objects(runtime) if runtime is not None else ()
             usage = runtime.usage() if runtime is not None else {"quota_bytes": 0, "claimed_bytes": 0}
+            vacant = vacant_servers(runtime) if runtime is not None else []
             asked = re.search(r"no room for (\d+) bytes", detail)
             return OutOfMemoryError(
                 detail=f"{detail}.",
@@ -180,6 +188,7 @@ def _native_error(code: int, detail: str) -> DrustError:
                 heap_bytes=usage["quota_bytes"],
                 free_bytes=usage["quota_bytes"] - usage["claimed_bytes"],
                 largest=largest,
+                vacant=f"server {vacant[0][0]} has {format_bytes(vacant[0][1])} left" if vacant else "",
             )
         case 2 | 3:
             return ServerLostError(reason="that version is gone", detail=detail)

@@ -50,6 +50,7 @@ class JoinHandle(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_decision",
         "_epoch",
         "_error",
         "_finished",
@@ -67,6 +68,7 @@ class JoinHandle(Generic[T]):
         self._server = server
         self._record = record
         self._call: calls.Outgoing | None = call
+        self._decision = call.decision
         self._runtime = runtime.current()
         self._epoch = self._runtime.endpoint(server)[0] if server != self._runtime.server else 0
         self._silent_s = 0.0  # since when its server has not answered; 0 while it does
@@ -77,8 +79,28 @@ class JoinHandle(Generic[T]):
 
     @property
     def server(self) -> int:
-        """The server the task was queued on."""
+        """The server that has the task: where it was sent, or who took it over while it waited."""
+        self._follow()
         return self._server
+
+    def explain(self) -> str:
+        """Why the task was sent where it was sent: the rule, and what was known of every server. No message.
+
+        Source: Ma et al., OSDI'24, section 4.1.2 (placement), 4.2 (the controller's rules).
+        """
+        taken_over = f"; server {self._server} took it over while it waited" if self._follow() else ""
+        return f"task {self.name}: {self._decision}{taken_over}"
+
+    def _follow(self) -> bool:
+        """Whether another server took the task over; that one is asked about it from then on. No message."""
+        if not self._finished:
+            server = self._runtime.record_server(self._record)
+            if server is not None and server != self._server:
+                self._server = server
+                self._epoch = self._runtime.endpoint(server)[0]
+                if self._call is not None:
+                    self._call.target = server
+        return self._decision is not None and self._server != self._decision.server
 
     def done(self) -> bool:
         """Whether the task has ended, without waiting. No message."""
@@ -141,6 +163,7 @@ class JoinHandle(Generic[T]):
         """
         try:
             runtime.check_alive()
+            self._follow()
         except ServerLostError as error:
             self._write_off(error)
             return
@@ -187,6 +210,7 @@ class JoinHandle(Generic[T]):
                 return self._finished
             state, block = found
             call = self._call
+            was_taken_over = self._follow()
             if state == _DONE:
                 completion = calls.open_completion(self._runtime, block)
                 call.committed(completion)
@@ -200,7 +224,9 @@ class JoinHandle(Generic[T]):
                 )
                 call.lost(loss)
                 self._settle(None, refused)
-            elif self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch:
+            elif (was_taken_over and not block[0]) or (
+                self._epoch and self._runtime.endpoint(self._server)[0] != self._epoch
+            ):
                 call.lost(call.unreported(gone=self._server))
                 lost = ServerLostError(
                     object=f"task {self.name}", server=f"server {self._server}", reason="it has ended"
@@ -262,7 +288,8 @@ def spawn(
     Args:
         function: anything callable. What can be imported travels as its name, else as bytes once a server.
         args: positional arguments.
-        server: where to run it; this process's own server unless given.
+        server: where to run it; else where most of what it borrows lies, or this server, or, when that is
+            busy, the least busy one: see drust.placement and `JoinHandle.explain`.
         retry: how often it may be run again when its worker is lost, for functions that may run twice. Only
             after all that it was lent mutably was rolled back: what may have been written in place is
             poisoned instead.
@@ -282,16 +309,17 @@ def spawn(
     Cost: 0 messages on this server, 1 round trip elsewhere, with the small arguments in it.
     """
     here = runtime.current()
-    target = here.server if server is None else _check_server(server)
+    told = None if server is None else _check_server(server)
     if runtime.config().workers == 0:
         raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
     name = getattr(function, "__qualname__", None) or repr(function)
-    call = calls.Outgoing(name, target, shipping.ship(function), function, _check_retry(retry))
+    call = calls.Outgoing(name, told, shipping.ship(function), function, _check_retry(retry))
     try:
         call.encode(args, kwargs)
+        target = call.target
         record = here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
         try:
-            here.submit(target, call.pointer, record, retry)
+            here.submit(target, call.pointer, record, retry, call.is_bound)
         except BaseException:
             here.free(record)
             raise

@@ -1,4 +1,4 @@
-"""The command line: `drust demo`, `run`, `status`, `bench`.
+"""The command line: `drust demo`, `run`, `status`, `memory`, `bench`.
 
 Only what each command is called and takes; what it does is imported when it runs, so that `drust --help`
 needs neither numpy nor rich. The exit status: 0 for success, 1 where something failed or does not match, 2
@@ -119,3 +119,13 @@ def status(as_json: bool) -> None:
     from drust.cli.sessions import show
 
     show(as_json=as_json)
+
+
+@main.command()
+@click.option("--most", default=20, show_default=True, help="Objects of each server, largest first.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+def memory(most: int, as_json: bool) -> None:
+    """What lies in the heaps of this user's sessions: objects by size, owner, place, state."""
+    from drust.cli.memory import show
+
+    show(most, as_json=as_json)

@@ -6,8 +6,10 @@ not answer is a line of the answer, not the end of the command.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -21,6 +23,8 @@ from drust.config import Config
 from drust.errors import ClusterError
 from drust.server import joining, messages
 from drust.units import format_bytes, format_seconds
+
+Seen = TypeVar("Seen")
 
 COMMAND_MAX = 100  # characters
 NOTHING = "No drust session of this user is running on this host."
@@ -63,6 +67,12 @@ def show(*, as_json: bool) -> None:
 
 def ask(pid: int) -> SessionReport | None:
     """The session whose home server has this pid; None if it has ended meanwhile."""
+    found = visit(pid, lambda welcome: [_ask_server(endpoint) for endpoint in welcome.endpoints])
+    return None if found is None else SessionReport(found[0], command_of(found[0]), found[1])
+
+
+def visit(pid: int, look: Callable[[messages.Welcome], Seen]) -> tuple[int, Seen] | None:
+    """The driver's pid, and what `look` sees while this process has joined; None if the session has ended."""
     try:
         welcome, memfd = joining.join_server(pid)
     except OSError:
@@ -72,10 +82,14 @@ def ask(pid: int) -> SessionReport | None:
     except ClusterError:
         return None
     try:
-        servers = [_ask_server(endpoint) for endpoint in welcome.endpoints]
+        return welcome.driver_pid, look(welcome)
     finally:
         runtime.detach()
-    return SessionReport(welcome.driver_pid, command_of(welcome.driver_pid), servers)
+
+
+def each_session(look: Callable[[messages.Welcome], Seen]) -> list[tuple[int, Seen]]:
+    """`visit` to every session of this user on this host."""
+    return [found for pid in joining.find_servers() if (found := visit(pid, look)) is not None]
 
 
 def _ask_server(endpoint: messages.Endpoint) -> ServerReport:

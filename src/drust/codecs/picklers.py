@@ -27,6 +27,7 @@ import cloudpickle
 import numpy as np
 
 from drust.codecs.base import Array
+from drust.codecs.tied import Tied
 
 OUT_OF_BAND_BYTES_MIN = 1024  # smaller buffers are cheaper inside the pickle than with a place of their own
 
@@ -36,11 +37,11 @@ class NeedsCloudpickle(Exception):  # noqa: N818 - a signal, never seen outside
 
 
 class MetHandle(Exception):  # noqa: N818 - a signal, never seen outside
-    """The value holds a Box."""
+    """The value holds a Box, or something tied to it."""
 
 
 class SharedHandle(Exception):  # noqa: N818 - turned into the error that names the places
-    """The value holds the same Box twice."""
+    """The value holds the same Box, or the same tied value, twice."""
 
     def __init__(self, handle: object) -> None:
         super().__init__()
@@ -77,7 +78,8 @@ class _Options:
 
     handles: Mapping[type, int]
     children: list[tuple[Any, int]]
-    seen: set[int]  # of the children, by id: a call may have thousands
+    seen: set[int]  # of the children and what is tied, by id: a call may have thousands
+    tied: list[Any] | None  # the value and all that is tied to it, a pickle each; None: they stand inside it
 
     def add_child(self, handle: object) -> int:
         if id(handle) in self.seen:
@@ -86,6 +88,21 @@ class _Options:
         self.children.append((handle, self.handles[type(handle)]))
         return len(self.children) - 1
 
+    def add_tied(self, tied: Tied[Any], found: list[Any]) -> int:
+        if id(tied) in self.seen:
+            raise SharedHandle(tied)
+        self.seen.add(id(tied))
+        found.append(tied)
+        return 1 - len(found)  # the first is the value itself; children count upwards
+
+    def find_id(self, value: object) -> int | None:
+        """A number for what does not stand in this pickle: from 0 up for a child, below for what is tied."""
+        if type(value) in self.handles:
+            return self.add_child(value)
+        if type(value) is Tied and self.tied is not None:
+            return self.add_tied(value, self.tied)
+        return None
+
 
 class PlainPickler(pickle.Pickler, _Options):
     """By name only, no Boxes."""
@@ -93,7 +110,7 @@ class PlainPickler(pickle.Pickler, _Options):
     def reducer_override(self, value: Any) -> Any:
         """Called by pickle for all but built-in atoms and containers; also for classes and functions."""
         kind = type(value)
-        if kind in self.handles:
+        if kind in self.handles or (kind is Tied and self.tied is not None):
             raise MetHandle
         if kind is types.FunctionType or issubclass(kind, type):
             if _goes_by_name(value):
@@ -105,11 +122,11 @@ class PlainPickler(pickle.Pickler, _Options):
 
 
 class BoxPickler(PlainPickler):
-    """By name only, Boxes as children."""
+    """By name only, Boxes as children, tied values as pickles of their own."""
 
     def persistent_id(self, value: object) -> int | None:
         """Called by pickle for every object."""
-        return self.add_child(value) if type(value) in self.handles else None
+        return self.find_id(value)
 
 
 class CloudPickler(cloudpickle.Pickler, _Options):  # type: ignore[misc]
@@ -118,7 +135,7 @@ class CloudPickler(cloudpickle.Pickler, _Options):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
         """As PlainPickler's; classes and functions are cloudpickle's."""
         kind = type(obj)
-        if kind in self.handles:
+        if kind in self.handles or (kind is Tied and self.tied is not None):
             raise MetHandle
         if issubclass(kind, np.ndarray):
             return _reduce_array(obj, kind)
@@ -132,19 +149,26 @@ class CloudBoxPickler(CloudPickler):
 
     def persistent_id(self, value: object) -> int | None:
         """Called by pickle for every object."""
-        return self.add_child(value) if type(value) in self.handles else None
+        return self.find_id(value)
 
 
 class ChildUnpickler(pickle.Unpickler):
     """Reads what the Box picklers wrote."""
 
-    def __init__(self, file: IO[bytes], buffers: list[Any], child: Callable[[int], Any]) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        buffers: list[Any],
+        child: Callable[[int], Any],
+        tied: Callable[[int], Any] | None = None,
+    ) -> None:
         super().__init__(file, buffers=buffers)
         self._child = child
+        self._tied = tied
 
     def persistent_load(self, pid: int) -> Any:
-        """The handle that stood here."""
-        return self._child(pid)
+        """The handle, or the tied value, that stood here."""
+        return self._child(pid) if pid >= 0 or self._tied is None else self._tied(-pid)
 
 
 def _reduce_array(value: Array, kind: type) -> Any:

@@ -2,7 +2,8 @@
 
 In the block: buffer 0 is the pickle, the others are the buffers of 1 KiB and more that it refers to (arrays
 in a dict, columns of a pandas frame), written from where they are and decoded as views of the block. Boxes in
-the value are children of the block, in the order in which pickling meets them.
+the value are children of the block, in the order in which pickling meets them. What is tied to the value
+follows it, a pickle each: tied.py.
 
 A value is a Python object in the process that borrows it. Under a mutable borrow its buffers can be written
 through, but the object around them is private, so the value is encoded anew when others are to see it.
@@ -24,6 +25,7 @@ from drust.codecs.picklers import (
     SharedHandle,
 )
 from drust.codecs.registry import count_encode, install
+from drust.codecs.tied import Parts, Tied, pack_starts
 from drust.errors import DrustError, UnpicklableError
 
 _PROTOCOL = 5
@@ -48,15 +50,14 @@ def set_importable(is_importable: Callable[[str], bool]) -> None:
     picklers.is_importable = is_importable
 
 
-def _dump(value: Any, handles: Mapping[type, int], by_value: bool, boxes: bool) -> Encoded:
+def _dump(value: Any, handles: Mapping[type, int], by_value: bool, boxes: bool, tied: bool) -> Encoded:
     kind = {
         (False, False): picklers.PlainPickler,
         (False, True): picklers.BoxPickler,
         (True, False): picklers.CloudPickler,
         (True, True): picklers.CloudBoxPickler,
     }[by_value, boxes]
-    stream = io.BytesIO()
-    outside: list[Part] = []
+    buffers: list[Part] = []
 
     def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
         try:
@@ -65,23 +66,34 @@ def _dump(value: Any, handles: Mapping[type, int], by_value: bool, boxes: bool) 
             return True
         if raw.nbytes < OUT_OF_BAND_BYTES_MIN:
             return True
-        outside.append(raw)
+        buffers.append(raw)
         return False
 
-    pickler = kind(stream, _PROTOCOL, buffer_callback=keep_in_band)
-    pickler.handles = handles
-    pickler.children = []
-    pickler.seen = set()
-    pickler.dump(value)
-    return Encoded(PICKLE, b"", [stream.getbuffer(), *outside], pickler.children)
+    children: list[tuple[Any, int]] = []
+    seen: set[int] = set()
+    found: list[Any] = [value]  # grows while what is tied is met
+    starts: list[int] = []
+    for part in found:
+        stream = io.BytesIO()
+        start = len(buffers)
+        buffers.append(b"")
+        pickler = kind(stream, _PROTOCOL, buffer_callback=keep_in_band)
+        pickler.handles = handles
+        pickler.children = children
+        pickler.seen = seen
+        pickler.tied = found if tied else None
+        pickler.dump(part.value if starts else part)
+        buffers[start] = stream.getbuffer()
+        starts.append(start)
+    return Encoded(PICKLE, pack_starts(starts[1:]), buffers, children)
 
 
-def _encode(value: Any, handles: Mapping[type, int]) -> Encoded:
+def _encode(value: Any, handles: Mapping[type, int], tied: bool = True) -> Encoded:
     """As `_dump`, with the weakest pickler that can do it."""
     by_value = boxes = False
     while True:
         try:
-            return _dump(value, handles, by_value, boxes)
+            return _dump(value, handles, by_value, boxes, tied)
         except NeedsCloudpickle:
             by_value = True
         except MetHandle:
@@ -104,7 +116,9 @@ def _refusal(value: Any, error: BaseException, handles: Mapping[type, int]) -> U
             reason=f"the same one is at {' and '.join(others)}, and it can have only one owner"
             if others
             else "it is in the value twice, and it can have only one owner",
-            detail="Put its .clone() into the other place.",
+            detail="Tie a copy of its value in the other place."
+            if isinstance(error.handle, Tied)
+            else "Put its .clone() into the other place.",
         )
 
     def failure(part: Any) -> Exception | None:
@@ -121,7 +135,7 @@ def _refusal(value: Any, error: BaseException, handles: Mapping[type, int]) -> U
             object="this value",
             type_name=type_name(type(value)),
             reason="it is nested too deeply for pickle",
-            detail="Keep its items in a flat list, or put the parts into Boxes of their own.",
+            detail="Keep its items in a flat list, tie them (drust.Tied), or give them Boxes of their own.",
         )
     culprit = find_culprit(value, error, failure)
     return UnpicklableError(
@@ -138,7 +152,7 @@ class PickleCodec:
     number = PICKLE
     name = "pickle"
 
-    def encode(self, value: Any, /, handles: Mapping[type, int] = _handles) -> Encoded:
+    def encode(self, value: Any, /, handles: Mapping[type, int] = _handles, tied: bool = True) -> Encoded:
         """Copies what is small into the pickle, and no buffer of 1 KiB and more.
 
         A value is pickled again if it turns out to hold a Box or something of `__main__`, so `__getstate__`
@@ -150,7 +164,7 @@ class PickleCodec:
         if type(value) in _ATOMS:
             return Encoded(PICKLE, b"", [pickle.dumps(value, _PROTOCOL)])
         try:
-            return _encode(value, handles)
+            return _encode(value, handles, tied)
         except (DrustError, MemoryError):
             raise
         except Exception as error:
@@ -158,6 +172,8 @@ class PickleCodec:
 
     def decode(self, pin: PinLike, writable: bool, child: Callable[[int], Any], /) -> Any:
         """The value; its large buffers are the block's memory, read-only unless `writable`."""
+        if pin.meta and pin.codec == PICKLE:
+            return Parts(pin, writable, child).load_all()
         buffers = [borrowed(pin, index, writable) for index in range(1, pin.buffer_count)]
         if pin.children:
             return ChildUnpickler(io.BytesIO(pin.buffer(0)), buffers, child).load()
@@ -179,6 +195,6 @@ def encode_arguments(value: Any, handles: Mapping[type, int]) -> Encoded:
     Raises:
         UnpicklableError: as `encode`.
     """
-    encoded = _codec.encode(value, handles)
+    encoded = _codec.encode(value, handles, tied=False)  # the block's metadata is the call's
     count_encode(encoded)
     return encoded

@@ -195,6 +195,7 @@ class LocalCluster:
             directory=os.getcwd(),
             python_path=os.environ.get("PYTHONPATH"),
             log_level=log.level_name(),
+            load_period_s=config.load_period_s,
         )
 
     def _ready(self, server: _Server, deadline_s: float) -> tuple[str, int]:

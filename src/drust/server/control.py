@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from drust.server import messages
+from drust.server.giving import Giver
+from drust.server.load import Load
 from drust.server.pool import Place, Pool
 
 if TYPE_CHECKING:
     from drust._core import ServerPlane
 
 LARGEST_MAX = 1000
+_ROLES = {1: "server", 2: "driver", 3: "worker"}  # as heap::ProcessKind
+_OWNED = (1, 3, 6)  # of heap::OwnerKind, those that name a process: process, in transit, borrower
 REPLICAS_LISTED_MAX = 100_000  # a reply stays below the wire's bound for control bodies
 
 
@@ -25,13 +29,21 @@ class Control:
     """What a server can be asked. `endpoints` is the table last received."""
 
     def __init__(
-        self, plane: "ServerPlane", pool: Pool, start: messages.Start, shut_down: Callable[[], None]
+        self,
+        plane: "ServerPlane",
+        pool: Pool,
+        start: messages.Start,
+        load: Load,
+        giver: Giver,
+        shut_down: Callable[[], None],
     ) -> None:
         """`shut_down` is called before Shutdown is answered: it must not end the server at once."""
         self.endpoints: list[messages.Endpoint] = []
         self._plane = plane
         self._pool = pool
         self._start = start
+        self._load = load
+        self._giver = giver
         self._shut_down = shut_down
         self._started_s = time.monotonic()
 
@@ -51,14 +63,27 @@ class Control:
             case messages.Status():
                 return self._status()
             case messages.Largest(most=most):
-                rows = self._plane.largest_blocks(max(0, min(most, LARGEST_MAX)))
-                return messages.LargestBlocks(blocks=msgspec.convert(rows, list[messages.BlockRow]))
+                return self._largest(max(0, min(most, LARGEST_MAX)))
             case messages.ReplicasOf(server=server, most=most):
                 kept = self._plane.replicas_of(server, max(0, min(most, REPLICAS_LISTED_MAX)))
                 return messages.KeptReplicas(kept)
+            case messages.Report(row=row):
+                return messages.Loads(self._load.enter(row))
+            case messages.TakeOver(server=server):
+                self._giver.give(server)
+                return messages.Giving()
             case messages.Shutdown():
                 self._shut_down()
                 return messages.ShuttingDown()
+
+    def _largest(self, most: int) -> messages.LargestBlocks:
+        rows = msgspec.convert(self._plane.largest_blocks(most), list[messages.BlockRow])
+        owners = {row["slot"]: (row["pid"], _ROLES.get(row["kind"], "")) for row in self._plane.processes()}
+        blocks = []
+        for row in rows:
+            pid, role = owners.get(row.owner_slot, (0, "")) if row.owner_kind in _OWNED else (0, "")
+            blocks.append(msgspec.structs.replace(row, owner_pid=pid, owner_role=role))
+        return messages.LargestBlocks(blocks, self._plane.live_blocks(), self._plane.usage())
 
     def _status(self) -> messages.ServerStatus:
         tasks_run = {row["pid"]: row["counters"]["tasks_run"] for row in self._plane.processes()}

@@ -60,6 +60,7 @@ class Start(Message, frozen=True):
         directory: the driver's working directory, for workers.
         python_path: the driver's PYTHONPATH, which workers put back.
         log_level: the level of this cluster's logs.
+        load_period_s: how often it says how busy it is; 0 for never.
     """
 
     server: int
@@ -77,6 +78,7 @@ class Start(Message, frozen=True):
     directory: str
     python_path: str | None
     log_level: str
+    load_period_s: float = 0.0
 
 
 class Endpoints(Message, frozen=True):
@@ -260,7 +262,50 @@ class ReplicasOf(Message, frozen=True):
     most: int = 100_000
 
 
-Request = Status | Largest | Shutdown | ReplicasOf
+class LoadRow(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a server is.
+
+    Attributes:
+        server: its number.
+        machine: names the machine it runs on: servers of one share its processors.
+        age_s: how long ago it was measured.
+        workers: its worker processes.
+        idle: those that wait for a task.
+        queued: tasks that wait for a worker.
+        cpu: the part of the machine's processors that is in use, whoever uses them.
+        claimed_bytes: memory in use in its partition.
+        quota_bytes: memory that it may use.
+    """
+
+    server: int
+    machine: str
+    age_s: float
+    workers: int
+    idle: int
+    queued: int
+    cpu: float
+    claimed_bytes: int
+    quota_bytes: int
+
+    @property
+    def memory(self) -> float:
+        """The part of its quota in use."""
+        return self.claimed_bytes / self.quota_bytes if self.quota_bytes else 0.0
+
+
+class Report(Message, frozen=True):
+    """How busy the sender is, to the home server. Answered by `Loads`."""
+
+    row: LoadRow
+
+
+class TakeOver(Message, frozen=True):
+    """`server` has workers and no tasks: it would take some that wait here. Answered by `Giving`."""
+
+    server: int
+
+
+Request = Status | Largest | Shutdown | ReplicasOf | Report | TakeOver
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,18 +344,26 @@ class ServerStatus(Message, frozen=True):
 
 
 class BlockRow(msgspec.Struct, frozen=True, kw_only=True):
-    """One block: (address, colour, extent in bytes), what encoded it, and which process's slot owns it."""
+    """One block: (address, colour, extent in bytes), what encoded it, and which process's slot owns it.
+
+    `owner_pid` and `owner_role` (server, driver, worker) say who that is; 0 and empty where it is nobody, or
+    not a process.
+    """
 
     pointer: tuple[int, int, int]
     codec: int
     owner_kind: int
     owner_slot: int
+    owner_pid: int = 0
+    owner_role: str = ""
 
 
 class LargestBlocks(Message, frozen=True):
-    """The largest blocks, largest first."""
+    """The largest blocks, largest first; how many there are, and how much of the quota is in use."""
 
     blocks: list[BlockRow]
+    live_blocks: int = 0
+    usage: dict[str, int] = {}
 
 
 class ShuttingDown(Message, frozen=True):
@@ -323,13 +376,23 @@ class KeptReplicas(Message, frozen=True):
     replicas: list[tuple[int, int, int]]
 
 
+class Loads(Message, frozen=True):
+    """How busy every server is, as the home server knows it."""
+
+    rows: list[LoadRow]
+
+
+class Giving(Message, frozen=True):
+    """What may go is handed over now, as any task is that is sent to another server."""
+
+
 class Refused(Message, frozen=True):
     """The request could not be read or answered."""
 
     reason: str
 
 
-Reply = ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Refused
+Reply = ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Loads | Giving | Refused
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -86,6 +86,11 @@ class Pool:
         self._reaper: threading.Thread | None = None
         self._fences: list[Callable[[], None]] = []  # the reaper's thread alone
 
+    @property
+    def capacity(self) -> int:
+        """The workers there are, or will be in a moment."""
+        return sum(place.state != "given up" for place in self.places)
+
     # -- starting --------------------------------------------------------------------------------------------
 
     def fill(self) -> None:

@@ -4,10 +4,11 @@ questions.
     driver's messages ----+                         +---- workers: pool.py
     driver's death -------+--> loop (this file) <---+---- questions from the wire: control.py, asked in a
     thread joining processes ----+                         +---- warm memory, every few seconds
+                                                    +---- where there are others, how busy we are: load.py
 
 The server ends when its driver does: the channel's end of file says so, and the driver's pidfd, because a
 child the driver forked may hold the channel open. While nothing happens, nothing runs here but one look at
-the warm memory every TRIM_PERIOD_S.
+the warm memory every TRIM_PERIOD_S, and, where there are other servers, one at the load every load_period_s.
 """
 
 import faulthandler
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 from drust.server import joining, messages
 from drust.server.channel import Channel
 from drust.server.control import Control
+from drust.server.giving import Giver
+from drust.server.load import Load
 from drust.server.loop import Loop
 from drust.server.pool import Pool
 
@@ -54,7 +57,8 @@ class Supervisor:
         self._start = start
         self._loop = Loop()
         self._pool = Pool(self._loop, plane, start, self._send)
-        self._control = Control(plane, self._pool, start, self._shut_down_soon)
+        self._load = Load(plane, start, lambda: self._pool.capacity)
+        self._control = Control(plane, self._pool, start, self._load, Giver(plane), self._shut_down_soon)
         self._outbox: deque[messages.Message] = deque()
         self._is_driver_gone = False
         self._hall: joining.Hall | None = None
@@ -115,6 +119,8 @@ class Supervisor:
                 )
             )
         self._pool.fill()
+        if len(endpoints) > 1:
+            self._load.begin()
 
     def _enter(self, row: messages.Endpoint, before: messages.Endpoint | None) -> None:
         """Writes a row of the table into the partition, and does what its change asks of this server."""
@@ -257,6 +263,7 @@ class Supervisor:
             return
         _logger.debug("server %d ends: %s", self._start.server, reason)
         self._closing.set()
+        self._load.stop()
         faulthandler.dump_traceback_later(grace_s + _STUCK_AFTER_S, exit=True)  # needs no GIL
         if self._hall:
             self._hall.close()

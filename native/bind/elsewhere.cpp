@@ -1,0 +1,57 @@
+// Runtime.put_value: a value of one buffer, from this process's own memory straight into another server's heap, where
+// this one has no room for it (Ma et al., OSDI'24, section 4.1.1: allocation falls over to the most vacant server).
+//
+// The bytes are sent from where they lie; only the head of the block, its tables and metadata, is made for it.
+// Until a block here names it, nobody would free it if this process died: drust.handles writes that block next.
+#include <nanobind/nanobind.h>
+
+#include <cstring>
+#include <vector>
+
+#include "bind/pointer.hpp"
+#include "bind/runtime.hpp"
+
+namespace drust::bind {
+namespace {
+
+// A block without a value: its one child is a block on another server, which goes with this process.
+constexpr std::uint32_t kHolderCodec = 0xffffffefU;
+
+// Whole cache lines, as a block begins with one.
+struct alignas(kBlockAlignment) Line {
+  std::byte bytes[kBlockAlignment];
+};
+
+nb::tuple put_value(Runtime& runtime, ServerId server, std::uint32_t codec, nb::bytes meta, nb::object value) {
+  Py_buffer view;
+  if (PyObject_GetBuffer(value.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
+  const std::vector<std::uint64_t> sizes = {static_cast<std::uint64_t>(view.len)};
+  const heap::BlockShape shape{.codec = codec,
+                               .child_count = 0,
+                               .meta_bytes = static_cast<std::uint32_t>(meta.size()),
+                               .buffer_bytes = sizes};
+  const std::uint64_t head_bytes = shape.extent_bytes() - sizes[0];
+  std::vector<Line> head((head_bytes + kBlockAlignment - 1) / kBlockAlignment);
+  const heap::Block block(head.front().bytes);
+  block.lay_out(shape);
+  if (meta.size() != 0) std::memcpy(block.meta().data(), meta.c_str(), meta.size());
+  Result<GlobalPointer> there = [&] {
+    nb::gil_scoped_release unlocked;
+    const auto* data = static_cast<const std::byte*>(view.buf);
+    return runtime.peers->put_bytes(server, {block.start(), head_bytes}, {data, sizes[0]});
+  }();
+  PyBuffer_Release(&view);
+  return to_tuple(unwrap(std::move(there)));
+}
+
+}  // namespace
+
+void register_elsewhere(nb::module_& module) {
+  nb::handle runtime = module.attr("Runtime");
+  runtime.attr("put_value") =
+      nb::cpp_function(&put_value, nb::is_method(), nb::scope(runtime), nb::name("put_value"), nb::arg("server"),
+                       nb::arg("codec"), nb::arg("meta"), nb::arg("value"));
+  module.attr("HOLDER_CODEC") = kHolderCodec;
+}
+
+}  // namespace drust::bind
