@@ -36,6 +36,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::read_region:
     case Operation::write_region: return {true, true, false};
     case Operation::inquire:
+    case Operation::withdraw:
     case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::submit:
     case Operation::complete: return {true, false, true};
@@ -57,6 +58,7 @@ Status check_body(const RequestHeader& header, Operation operation) {
     case Operation::read_block:
     case Operation::read_region:
     case Operation::inquire:
+    case Operation::withdraw:
     case Operation::ping: return bytes == 0 ? Status() : bad(name, "it has no body");
     case Operation::write_region: {
       const Result<std::uint64_t> wanted = total_bytes(header.region, header.extent_bytes);
@@ -103,6 +105,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::inquire: return "inquire";
     case Operation::ping: return "ping";
     case Operation::replicate: return "replicate";
+    case Operation::withdraw: return "withdraw";
     case Operation::control: return "control";
     case Operation::read_blocks: return "read_blocks";
     case Operation::count_: break;

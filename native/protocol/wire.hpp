@@ -34,6 +34,7 @@ enum class Operation : std::uint8_t {
   // pointer: a block of the sender's server; body: that block; region.offset_bytes: the batch's stamp; argument:
   // Replicate bits. The last of a batch commits all of it and is answered; the others have no reply.
   replicate,
+  withdraw,  // pointer: a record at home; ok if its task waited here and is gone now, else not_found
   count_,
 };
 

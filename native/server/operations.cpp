@@ -78,6 +78,7 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::read_block:
     case wire::Operation::read_region:
     case wire::Operation::inquire:
+    case wire::Operation::withdraw:
     case wire::Operation::ping:
     case wire::Operation::count_: break;
   }
@@ -136,6 +137,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::complete: return complete(header, intake);
     case wire::Operation::inquire:
       return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
+    case wire::Operation::withdraw: return withdraw(pointer_of(header));
     case wire::Operation::ping: return {};
     case wire::Operation::replicate: return replicate(header, intake);
     case wire::Operation::control: {
@@ -375,6 +377,15 @@ Answer Operations::replicate(const wire::RequestHeader& header, Intake& intake) 
   if (status.ok()) status = replicas_.commit(intake.batch);
   replicas_.abandon(intake.batch);
   if (!status.ok()) return refused(std::move(status));
+  return {};
+}
+
+// What it would have moved goes with it: as a task that has run, it owned that.
+Answer Operations::withdraw(const GlobalPointer& record) {
+  const std::optional<tasks::Entry> entry = queue_.withdraw(record);
+  if (!entry) return refused(Status(Code::not_found, "no such task waits here"));
+  free_tree(entry->task);
+  queue_.finish(*entry);
   return {};
 }
 

@@ -108,6 +108,7 @@ class Operations {
   Answer submit(const wire::RequestHeader& header, Intake& intake);
   Answer complete(const wire::RequestHeader& header, Intake& intake);
   Answer replicate(const wire::RequestHeader& header, Intake& intake);
+  Answer withdraw(const GlobalPointer& record);
 
   // Where a version is in this partition: it itself, or its replica here if its server was lost and this one
   // answers in its place. Not found otherwise.

@@ -206,6 +206,12 @@ Status Peers::inquire(ServerId server, const GlobalPointer& record) {
   return pool_->ask(server, call);
 }
 
+Status Peers::withdraw(ServerId server, const GlobalPointer& record) {
+  Call call;
+  call.request = request_for(wire::Operation::withdraw, record, 0);
+  return pool_->ask(server, call);
+}
+
 Status Peers::ping(ServerId server) {
   Call call;
   call.request = request_for(wire::Operation::ping, {}, 0);

@@ -6,8 +6,8 @@
 //
 // Every call ends within kPeerTimeoutMs of the peer's silence (a stopped or unplugged peer), and at once when
 // the peer's process is gone: Code::server_lost. A pooled connection that turns out to be dead is replaced
-// once by a fresh one, for the operations that may be executed twice (all but put_block and submit, for which
-// the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
+// once by a fresh one, for the operations that may be executed twice (all but put_block, submit and withdraw,
+// for which the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
 // blocks with it.
 //
 // Where the lost server has a backup (Endpoint::backup), operations that may be executed twice wait instead, at
@@ -73,6 +73,8 @@ class Peers {
   Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
   // Whether that server has the task of this record, queued or running: ok, or not_found.
   Status inquire(ServerId server, const GlobalPointer& record);
+  // Takes back the task of this record, if it waits there: ok, or not_found. server_lost leaves open whether it was.
+  Status withdraw(ServerId server, const GlobalPointer& record);
   // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);

@@ -41,8 +41,8 @@ enum class Delivery : std::uint8_t {
 };
 
 // The whole outcome of a task in one word, so that it happens in one compare-and-swap: pending carries the
-// record's own colour (a late completion cannot hit the block that reused the memory), anything else where
-// the completion block is. The low half is the futex a join waits on.
+// record's own colour (a late completion cannot hit the block that reused the memory) and whether anybody sleeps,
+// anything else where the completion block is. The low half is the futex a join waits on.
 struct RecordOutcome {
   std::atomic<std::uint64_t> word;
   [[nodiscard]] RecordState load() const noexcept {
@@ -117,8 +117,10 @@ class Queue {
   // The completion has arrived, or nobody is left to get it: the entry is empty again (the task block is the
   // caller's to free).
   void finish(const Entry& entry) noexcept;
-  // Takes back one entry that still waits (cancel). False if it runs already.
-  bool withdraw(const GlobalPointer& task) noexcept;
+  // Takes the entry of this record's task, if it still waits, as its worker would: to run it, or to cancel it. For
+  // that the caller frees the task block and finishes the entry; if it dies before, its reaper finds a task that was
+  // running. Looks at what waits, the newest first.
+  std::optional<Entry> withdraw(const GlobalPointer& record) noexcept;
   // A dead process's reserved entries are empty when it returns; what it was running stays until the caller,
   // its reaper, has decided each one's fate and calls finish() or run_again().
   std::vector<Held> reap(heap::ProcessId dead);
@@ -135,7 +137,8 @@ class Queue {
   // Records, in this partition. `lends`: what the task is lent, with kShared or kMutable; `under`: Record::under.
   static Result<GlobalPointer> make_record(heap::Heap& heap, ServerId target,
                                            std::span<const heap::ChildPointer> lends = {}, std::uint64_t under = 0);
-  // pending -> state, with the completion block; wakes the waiter. A dropped record goes with the call.
+  // pending -> state, with the completion block; wakes who waits for it, and tells the process that made the record
+  // (arrivals.hpp). A dropped record goes with the call.
   static Delivery complete(heap::Heap& heap, const GlobalPointer& record, RecordState state,
                            const GlobalPointer& completion) noexcept;
   // Waits for the record to leave pending: timed_out, interrupted or closed otherwise.

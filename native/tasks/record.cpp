@@ -10,6 +10,7 @@
 #include "base/futex.hpp"
 #include "base/kill_point.hpp"
 #include "base/limits.hpp"
+#include "tasks/arrivals.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::tasks {
@@ -19,8 +20,10 @@ static_assert(std::endian::native == std::endian::little,
               "the futex is the low half of the outcome, which comes first");
 static_assert(sizeof(Record) == 56);
 
-// pending: the record's colour above two zero bits (two bits of the incarnation fall out, the counter stays).
-constexpr std::uint64_t pending_word(Colour record) noexcept { return record << 2; }
+// pending: the record's colour above two zero bits and one that says that somebody sleeps until it changes (three bits
+// of the incarnation fall out, the counter stays).
+constexpr std::uint64_t kWaited = 4;
+constexpr std::uint64_t pending_word(Colour record) noexcept { return record << 3; }
 constexpr std::uint64_t dropped_word(Colour record) noexcept {
   return pending_word(record) | static_cast<std::uint64_t>(RecordState::dropped);
 }
@@ -37,6 +40,11 @@ constexpr Address completion_of(ServerId server, std::uint64_t word) noexcept {
 const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   const void* low_half = &record.state.word;  // its address is all the kernel needs
   return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
+}
+
+heap::ProcessId maker_of(const heap::Partition& partition, const GlobalPointer& record) noexcept {
+  const Result<heap::Block> block = partition.find(record.address, record.colour);
+  return block.ok() ? heap::owner_process(block.value().header().owner.load()) : heap::ProcessId{};
 }
 
 }  // namespace
@@ -73,9 +81,16 @@ Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordSt
   if (found == nullptr || state == RecordState::pending) return Delivery::repeated;
   kill_point("record.complete.before");
   std::uint64_t expected = pending_word(record.colour);
-  if (found->state.word.compare_exchange_strong(expected, outcome_word(state, completion))) {
+  // Before the word changes: afterwards the record may be gone.
+  const heap::ProcessId maker = maker_of(heap.partition(), record);
+  bool is_applied = found->state.word.compare_exchange_strong(expected, outcome_word(state, completion));
+  const bool is_waited = !is_applied && expected == (pending_word(record.colour) | kWaited);
+  if (is_waited)
+    is_applied = found->state.word.compare_exchange_strong(expected, outcome_word(state, completion));
+  if (is_applied) {
     kill_point("record.complete.after");
-    futex_wake(futex_of(*found), kEverybody);
+    if (is_waited) futex_wake(futex_of(*found), kEverybody);
+    Arrivals::tell(heap.partition(), maker, record.address);
     return Delivery::applied;
   }
   // Freeing the record decides between two that come for a dropped one.
@@ -106,7 +121,14 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return Status(Code::timed_out, "the task has not completed");
     const Deadline slice = std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs));
-    if (futex_wait(futex_of(*record), static_cast<std::uint32_t>(word), slice) == Wake::interrupted) {
+    // By compare-and-swap, as all that is done to a record: another thread may have freed it meanwhile.
+    const std::uint64_t waited = pending_word(pointer.colour) | kWaited;
+    std::uint64_t seen = pending_word(pointer.colour);
+    if (!record->state.word.compare_exchange_strong(seen, waited) && seen != waited) {
+      if (state_of(seen) == RecordState::pending) return Status(Code::not_found, "the record is another's");
+      continue;
+    }
+    if (futex_wait(futex_of(*record), static_cast<std::uint32_t>(waited), slice) == Wake::interrupted) {
       return Status(Code::interrupted, "a signal arrived");
     }
   }
@@ -121,9 +143,12 @@ std::optional<RecordState> Queue::look(heap::Partition& partition, const GlobalP
 bool Queue::refuse(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
   Record* record = find_record(partition, pointer);
   if (record == nullptr) return false;
-  std::uint64_t word = pending_word(pointer.colour);
-  return record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour)) ||
-         word == dropped_word(pointer.colour);
+  for (const std::uint64_t pending : {pending_word(pointer.colour), pending_word(pointer.colour) | kWaited}) {
+    std::uint64_t word = pending;
+    const bool is_done = record->state.word.compare_exchange_strong(word, dropped_word(pointer.colour));
+    if (is_done || word == dropped_word(pointer.colour)) return true;
+  }
+  return false;
 }
 
 bool Queue::drop_record(heap::Heap& heap, const GlobalPointer& pointer, std::vector<GlobalPointer>& remote) {

@@ -109,7 +109,8 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       header.argument = static_cast<std::uint16_t>(1 + dice.below(2));
       if (!dice.once_in(4)) body = sample;
       break;
-    case wire::Operation::inquire: header = request(operation, record); break;
+    case wire::Operation::inquire:
+    case wire::Operation::withdraw: header = request(operation, record); break;
     case wire::Operation::replicate: {
       const Address elsewhere = Address::make(4, (1 + dice.below(50)) * 4096);
       header = request(operation, {elsewhere, block.colour + dice.below(3), sample.size()}, 0,

@@ -200,6 +200,33 @@ TEST("a submitted task waits in the queue with its record; a full queue is an an
   CHECK_EQ(bench.host.partition->live_blocks(), live);
 }
 
+TEST("a task that waits is withdrawn with what it would have moved; one that runs or is gone is not") {
+  Bench bench;
+  Host home(4);
+  const GlobalPointer record = tasks::Queue::make_record(*home.heap, 3).value();
+  const Bytes body = block_bytes(home, home.make(pattern(100), tasks::kTaskCodec));
+  Visitor visitor(bench.operations);
+  const auto ask = [&](Operation operation) {
+    const Bytes& sent = operation == Operation::submit ? body : Bytes{};
+    visitor.pipe.say(request(operation, record, sent.size()));
+    if (!sent.empty()) visitor.pipe.say(sent.data(), sent.size());
+    CHECK_EQ(visitor.go(), Connection::Wants::event);
+    return heard_code(visitor);
+  };
+  const std::uint64_t live = bench.host.partition->live_blocks();
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK_EQ(ask(Operation::submit), Code::ok);
+  CHECK_EQ(ask(Operation::withdraw), Code::ok);
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK_EQ(ask(Operation::inquire), Code::not_found);
+  CHECK_EQ(bench.host.queue->ready() + bench.host.queue->running(), 0);
+  CHECK_EQ(bench.host.partition->live_blocks(), live);
+  CHECK_EQ(ask(Operation::submit), Code::ok);
+  const auto entry = bench.host.queue->take(0);
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK(entry.ok() && bench.host.queue->running() == 1);
+}
+
 TEST("a completion settles its record once; a repeated one is answered ok and leaves nothing") {
   Bench bench;
   Host worker(4);

@@ -2,7 +2,7 @@
 The native half of drust: heap, handles, transport. Use it through the drust package.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from types import GenericAlias, TracebackType
 from typing import (
@@ -146,8 +146,6 @@ class Runtime:
 
     def submit(self, server: int, task: _Pointer, record: _Pointer, retries: int = 0) -> None: ...
 
-    def withdraw(self, task: _Pointer, /) -> bool: ...
-
     def take_child(self, task: _Pointer, index: int) -> None: ...
 
     def take_task(self, timeout_ms: int) -> TaskEntry | None: ...
@@ -186,11 +184,26 @@ class Runtime:
 
     def copies(self) -> tuple[int, int]: ...
 
+    def withdraw(self, server: int, record: _Pointer) -> bool: ...
+
+    def take_task_of(self, record: _Pointer) -> TaskEntry | None: ...
+
+    def knows_task(self, server: int, record: _Pointer) -> bool: ...
+
     def allocate(self, codec: int, meta: bytes, buffer_bytes: Sequence[int], children: list[_Child]) -> Draft: ...
 
     def fetch_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
 
     def take_tied(self, pointers: list[_Pointer]) -> list[Pin]: ...
+
+class Arrivals:
+    """Which tasks of this process have ended, from now on."""
+
+    def __init__(self, runtime: Runtime) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def wait(self, timeout_ms: int) -> list[int] | None: ...
 
 COUNTER_NAMES: tuple[str, ...] = ...
 
@@ -492,6 +505,14 @@ class Ref(Generic[T_co]):
     ) -> None:
         """Ends the borrow; arrays it handed out are revoked."""
 
+    def __aenter__(self) -> Coroutine[Any, Any, T_co]:
+        """As `__enter__`; an event loop goes on meanwhile."""
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> Coroutine[Any, Any, None]:
+        """As `__exit__`."""
+
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
@@ -501,6 +522,8 @@ class Ref(Generic[T_co]):
     def _access(self) -> Literal["shared", "mutable"]: ...
     @property
     def _undo(self) -> bool: ...
+    @property
+    def _timeout(self) -> float | None: ...
     @property
     def _part(self) -> tuple[int, int, int] | None: ...
     @property
@@ -527,6 +550,14 @@ class RefMut(Generic[T]):
     ) -> None:
         """Ends the borrow; arrays it handed out are revoked."""
 
+    def __aenter__(self) -> Coroutine[Any, Any, T]:
+        """As `__enter__`; an event loop goes on meanwhile."""
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> Coroutine[Any, Any, None]:
+        """As `__exit__`."""
+
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
@@ -536,6 +567,8 @@ class RefMut(Generic[T]):
     def _access(self) -> Literal["shared", "mutable"]: ...
     @property
     def _undo(self) -> bool: ...
+    @property
+    def _timeout(self) -> float | None: ...
     @property
     def _part(self) -> tuple[int, int, int] | None: ...
     @property

@@ -136,6 +136,7 @@ class Outgoing:
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
         self.was_rolled_back = False  # its server was lost, and others have what it had lent as it was
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
+        self._also_kept: _core.Pin | None = None  # of a function among the arguments, too
         self._function = shipped.reference
         self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
         self._pin: _core.Pin | None = None
@@ -146,7 +147,11 @@ class Outgoing:
     @property
     def must_outlive(self) -> bool:
         """Whether it must be kept until the task has ended, joined or not: lends, or its function's bytes."""
-        return bool(self.lends) or self._kept[0] is not None
+        return bool(self.lends) or self._kept[0] is not None or self._also_kept is not None
+
+    def keep(self, shipped: shipping.Shipped) -> None:
+        """A function that its arguments name."""
+        self._also_kept = shipped.pin
 
     def outcome_of(self, loss: Loss | None) -> str:
         """What becomes of its mutable lends when its worker dies, for the error."""
@@ -248,6 +253,12 @@ class Outgoing:
         else:
             for pointer, tree in completion.end.frees:
                 runtime.current().free(pointer, shallow=not tree)
+
+    def withdrawn(self) -> None:
+        """Ends every lend of a task that was taken back before it began; its block is gone already."""
+        for lend in self.lends:
+            lend.guard._end_lend(self, "rolled_back")
+        self.lends.clear()
 
     def lost(self, loss: Loss | None) -> None:
         """Ends every lend of a task that will not return: all rolled back, or all poisoned.

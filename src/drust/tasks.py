@@ -1,4 +1,4 @@
-"""spawn, spawn_to, scope, JoinHandle: run a function on a worker, lend or move it values, get its result.
+"""spawn, spawn_to, JoinHandle: run a function on a worker, lend or move it values, get its result.
 
 The call site says how it passes, as in Rust: `f(box)` moves, `box.borrow()` lends shared, `box.borrow_mut()`
 lends exclusively. A task is a block in the heap (the pickled call, with moved boxes and lends as pointers)
@@ -9,17 +9,19 @@ Source: Ma et al., OSDI'24, sections 4.1.2 and 4.2.
 """
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from drust import _core, blocking, calls, runtime, shipping
+from drust import _core, arrivals, blocking, calls, runtime, shipping
 from drust.errors import (
     BorrowTimeoutError,
+    CancelledError,
     ConfigError,
     DrustError,
+    QueueFullError,
     ServerLostError,
     WorkerLostError,
 )
@@ -31,6 +33,10 @@ T = TypeVar("T")
 _LOOK_MS = 500  # between looks at whether the server that runs the task is alive
 _DONE = 1  # of a record; else its task was lost
 RETRIES_MAX = 1000
+_FULL_LOOK_S = 0.02  # how long a full queue is left alone at most,
+_FULL_RUN = 256  # or until so many tasks of this process have ended
+_STUCK_S = 10.0  # a queue whose tasks have all begun, none of which ends in this time, will not move
+_log = logging.getLogger("drust")
 
 _POLLED_PER_SPAWN = 2
 
@@ -47,9 +53,11 @@ class JoinHandle(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_callbacks",
         "_epoch",
         "_error",
         "_finished",
+        "_is_unsure",
         "_lock",
         "_record",
         "_runtime",
@@ -69,6 +77,24 @@ class JoinHandle(Generic[T]):
         self._value: Any = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # of settling: a join and a borrow that polls may meet
+        self._callbacks: list[Callable[[JoinHandle[T]], object]] = []  # protected by _lock
+        self._is_unsure = False  # whether it was cancelled: the answer did not come
+
+    def keep(self, shipped: shipping.Shipped) -> None:
+        """A function that the task names in its arguments: its bytes must outlive the task."""
+        if self._call is not None:
+            self._call.keep(shipped)
+            _outlive(self, self._call)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether it was cancelled and the answer did not come: the next look finds out."""
+        return self._is_unsure
+
+    @property
+    def key(self) -> int:
+        """What `arrivals` calls this task: the address of its record."""
+        return self._record[0]
 
     @property
     def server(self) -> int:
@@ -78,6 +104,100 @@ class JoinHandle(Generic[T]):
     def done(self) -> bool:
         """Whether the task has ended, without waiting. No message."""
         return self._finished or self.poll()
+
+    def cancelled(self) -> bool:
+        """Whether the task was taken back before it began. No message."""
+        return self.done() and isinstance(self._error, CancelledError)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, as far as was looked, with an error other than its cancellation."""
+        return self._error is not None and not isinstance(self._error, CancelledError)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits for the task and returns what it raised, or None. As `join` otherwise."""
+        try:
+            self.join(timeout)
+        except BaseException as error:
+            if error is self._error:
+                return error
+            raise
+        return None
+
+    def cancel(self) -> bool:
+        """Takes the task back if no worker has begun it. What it was lent is whole again at once.
+
+        A task that runs is not disturbed: Python has no safe way to. Boxes that were moved to it are freed,
+        as if it had run and dropped them. Joining raises CancelledError.
+        Cost: 0 messages on this server, 1 round trip elsewhere.
+
+        Returns:
+            Whether it is cancelled, by this call or an earlier one; False: it runs, or has ended.
+
+        Raises:
+            ServerLostError: its server did not answer. If that lives, waiting for the task tells.
+        """
+        if self.poll():
+            return self.cancelled()
+        with self._lock:
+            if self._call is None:
+                return self.cancelled()
+            try:
+                if not self._runtime.withdraw(self._server, self._record):
+                    return False
+            except ServerLostError:
+                self._is_unsure = True
+                raise
+            self._withdrawn(self._call)
+        self._tell()
+        return True
+
+    def _withdrawn(self, call: calls.Outgoing) -> None:
+        call.withdrawn()
+        self._settle(None, CancelledError(task=f"task {self.name}"))
+
+    def add_done_callback(self, function: "Callable[[JoinHandle[T]], object]") -> None:
+        """Calls `function` with this handle once the task has ended: at once if it has.
+
+        It is called in whichever thread meets the end first, often one of drust's own: it must not wait.
+        """
+        with self._lock:
+            is_over = self._finished
+            if not is_over:
+                self._callbacks.append(function)
+        if is_over:
+            function(self)
+        else:
+            arrivals.watch(self)
+
+    def abandon(self, error: DrustError) -> None:
+        """The session has ended, so no completion will come: who waits hears of that."""
+        with self._lock:
+            if not self._finished:
+                self._error, self._finished = error, True
+                _outstanding.pop(self, None)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Calls back, once, and without the lock."""
+        with self._lock:
+            functions, self._callbacks = self._callbacks, []
+        for function in functions:
+            try:
+                function(self)
+            except Exception:  # noqa: BLE001 - as futures do: the others are to be called all the same
+                _log.exception("drust: a callback of %r failed", self)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """`await handle`: as `join`, and the event loop goes on meanwhile.
+
+        If the waiting is cancelled, a task that no worker has begun is taken back.
+        """
+        if not self._finished:
+            from drust import aio
+
+            yield from aio.wake_in(self).__await__()
+        return self.join()
 
     def join(self, timeout: float | None = None) -> T:
         """Waits for the task and returns what it returned, or raises what it raised. May be called again.
@@ -95,9 +215,11 @@ class JoinHandle(Generic[T]):
             BaseException: whatever the task raised, with the remote traceback as its cause.
         """
         if not self.poll():
-            deadline = None if timeout is None else time.monotonic() + timeout
-            with blocking.section():
-                self._wait(deadline, timeout)
+            if timeout is None:
+                self.wait()
+            else:
+                with blocking.section():
+                    self._wait(time.monotonic() + timeout, timeout)
         if self._error is not None:
             try:
                 raise self._error.with_traceback(None)
@@ -110,9 +232,13 @@ class JoinHandle(Generic[T]):
 
     def wait(self) -> None:
         """Waits for the task to end, whatever became of it: raises nothing that it raised."""
-        if not self.poll():
+        if not self.poll() and not self.help():
             with blocking.section():
                 self._wait(None, None)
+
+    def help(self) -> bool:
+        """Runs the task in this thread, if that is a worker's and none has begun it: whether it has ended."""
+        return self._server == self._runtime.server and blocking.help(self._record) and self.poll()
 
     def _wait(self, deadline: float | None, timeout: float | None) -> None:
         while not self._finished:
@@ -124,13 +250,15 @@ class JoinHandle(Generic[T]):
                 wait_ms = min(wait_ms, left_ms)
             if self.poll(wait_ms):
                 return
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Ends the wait if nobody is left who could complete the task: 1 ping where it runs elsewhere."""
         try:
             runtime.check_alive()
-            if self._server != self._runtime.server:
+            if self._is_unsure:
+                self._look_for()
+            elif self._server != self._runtime.server:
                 self._runtime.ping(self._server)
         except ServerLostError as error:
             if not self.poll():
@@ -141,6 +269,21 @@ class JoinHandle(Generic[T]):
                     if self._call is not None:
                         self._call.lost(None)
                         self._settle(None, lost, is_over=False)
+                self._tell()
+
+    def _look_for(self) -> None:
+        """Whether a cancellation whose answer was lost had reached the server: 1 round trip.
+
+        A completion arrives before its server forgets the task, so one that it does not know, and that has
+        not arrived, was taken back.
+        """
+        is_known = self._runtime.knows_task(self._server, self._record)
+        self._is_unsure = False
+        if not is_known and not self.poll():
+            with self._lock:
+                if self._call is not None:
+                    self._withdrawn(self._call)
+            self._tell()
 
     def poll(self, wait_ms: int = 0) -> bool:
         """Takes in the completion if it comes within `wait_ms`: the lends end, the result is here."""
@@ -176,6 +319,7 @@ class JoinHandle(Generic[T]):
                 outcome = call.outcome_of(loss)
                 call.lost(loss)
                 self._settle(None, self._lost(loss, outcome))
+        self._tell()
         return True
 
     def _has_ended(self) -> bool:
@@ -241,11 +385,24 @@ def spawn(
         MovedError: a Box to be moved was moved before.
         UnpicklableError: an argument cannot travel. Then nothing was moved or lent.
         CaptureTooLargeError: the function drags a large value along.
-        QueueFullError: the server has no room for another task.
+        QueueFullError: every one of the 16,384 tasks that the server holds has begun, and waits for others.
+            (A queue that is full of tasks that have not begun is waited for.)
         ConfigError: `retry` with a Box to be moved, which dies with its worker.
 
     Cost: 0 messages on this server, 1 round trip elsewhere, with the small arguments in it.
     """
+    return start(function, args, kwargs, server=server, retry=retry)
+
+
+def start(
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    server: int | None = None,
+    retry: int = 0,
+) -> JoinHandle[T]:
+    """`spawn` for a function whose own keyword arguments may be called `server` and `retry`."""
     here = runtime.current()
     target = here.server if server is None else _check_server(server)
     if runtime.config().workers == 0:
@@ -256,7 +413,7 @@ def spawn(
         call.encode(args, kwargs)
         record = here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
         try:
-            here.submit(target, call.pointer, record, retry)
+            _submit(here, target, call.pointer, record, retry)
         except BaseException:
             here.free(record)
             raise
@@ -267,11 +424,48 @@ def spawn(
     handle: JoinHandle[T] = JoinHandle(name, target, record, call)
     if call.lease is not None:
         call.lease.below.append(handle)
-    if call.must_outlive:
+    _outlive(handle, call)
+    return handle
+
+
+def _submit(here: _core.Runtime, target: int, task: Pointer, record: Pointer, retry: int) -> None:
+    """Queues the task; while the queue is full it waits, and a worker runs other tasks meanwhile.
+
+    Waiting is the brake on a spawner that is faster than the workers: what is queued stays bounded. It ends
+    when a run of tasks has ended, not with each one, so that the two sides do not wake each other every time.
+    """
+    try:
+        return here.submit(target, task, record, retry)
+    except QueueFullError:
+        pass
+    reader = _core.Arrivals(here)
+    stuck_since = time.monotonic()
+    while True:
+        with blocking.section():
+            until = time.monotonic() + _FULL_LOOK_S
+            ended = 0
+            while ended < _FULL_RUN and (left_s := until - time.monotonic()) > 0:
+                news = reader.wait(max(1, int(left_s * 1000)))
+                ended += _FULL_RUN if news is None else len(news)
+        try:
+            return here.submit(target, task, record, retry)
+        except QueueFullError as error:
+            if ended or target != here.server or here.queued()[0]:
+                stuck_since = time.monotonic()
+            elif time.monotonic() - stuck_since > _STUCK_S:
+                raise QueueFullError(
+                    queue=f"the task queue of server {target}",
+                    capacity=here.queued()[1],
+                    detail="Every entry is a task that has begun and waits for others.",
+                ) from error
+
+
+def _outlive(handle: JoinHandle[Any], call: calls.Outgoing) -> None:
+    """Keeps a task's handle, and so what it was lent, until the task has ended, if that is necessary."""
+    if call.must_outlive and handle not in _outstanding:
         call.poll = handle.poll
         _poll_the_oldest()
         _outstanding[handle] = None
-    return handle
 
 
 def _poll_the_oldest() -> None:
@@ -308,56 +502,3 @@ def _check_retry(retry: int) -> int:
         expected = f"how often to run it again, from 0 to {RETRIES_MAX}"
         raise ConfigError(variable="retry=", value=repr(retry), expected=expected)
     return retry
-
-
-class Scope:
-    """Tasks that end with a block, as in Rust's `std::thread::scope`. Made by `scope()`."""
-
-    def __init__(self) -> None:
-        self._handles: list[JoinHandle[Any]] = []
-
-    def spawn(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> JoinHandle[T]:
-        """As `drust.spawn`, joined at the end of the block."""
-        handle = spawn(function, *args, **kwargs)
-        self._handles.append(handle)
-        return handle
-
-    def spawn_to(
-        self, where: "_core.Box[Any] | int", function: Callable[..., T], /, *args: Any, **kwargs: Any
-    ) -> JoinHandle[T]:
-        """As `drust.spawn_to`, joined at the end of the block."""
-        handle = spawn_to(where, function, *args, **kwargs)
-        self._handles.append(handle)
-        return handle
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        errors: list[BaseException] = []
-        for handle in self._handles:
-            try:
-                handle.join()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as failure:  # noqa: BLE001 - all are raised below, in one group
-                errors.append(failure)
-        if error is not None:
-            for each in errors:
-                error.add_note(f"and a task of the scope failed: {each!r}")
-            return
-        if errors:
-            raise BaseExceptionGroup(
-                f"{len(errors)} of {len(self._handles)} tasks of the scope failed", errors
-            )
-
-
-def scope() -> Scope:
-    """A block at whose end every task spawned in it has ended, so that what it lent is whole again.
-
-    Raises:
-        ExceptionGroup: at the end of the block, with the error of every task that failed.
-    """
-    return Scope()

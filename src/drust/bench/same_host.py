@@ -140,7 +140,9 @@ def same_host_reads(bench: Bench) -> Iterator[Row]:
         del reader
 
 
-def _spawn_and_join(server: int | None) -> Operation:
+def spawn_and_join(server: int | None) -> Operation:
+    """An empty task, spawned and joined, one after the other."""
+
     def run(count: int) -> float:
         start = perf_counter()
         for _ in repeat(None, count):
@@ -152,7 +154,7 @@ def _spawn_and_join(server: int | None) -> Operation:
 
 def spawns(bench: Bench) -> Iterator[Row]:
     """A task that does nothing, spawned and joined: here and on another server."""
-    ours = _spawn_and_join(None)
+    ours = spawn_and_join(None)
     partner = bench.peers.futex_partner
 
     def futex(count: int) -> float:
@@ -185,8 +187,8 @@ def spawns(bench: Bench) -> Iterator[Row]:
             "spawn-remote",
             f"{operation} on another server",
             "the same futex round trip, and two over a socket",
-            _spawn_and_join(1),
+            spawn_and_join(1),
             Operation(futex_and_socket),
         )
     except Unavailable:
-        yield bench.measure("spawn-remote", f"{operation} on another server", _spawn_and_join(1))
+        yield bench.measure("spawn-remote", f"{operation} on another server", spawn_and_join(1))
