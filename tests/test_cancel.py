@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import fcntl
+import threading
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import drust
 from conftest import Gate
-from drust import Box, CancelledError
+from drust import Box, CancelledError, arrivals
 from drust.errors import ClosedError, TaskError
 from drust.testing import account
 
@@ -171,6 +172,20 @@ def test_callbacks_come_once_at_once_or_later(one_server, gate):
     job.add_done_callback(seen.append)
     drust.spawn(abs, 1).join()
     assert seen == [job, job]
+
+
+def test_whoever_waits_for_any_of_many_hears_of_a_cancellation_at_once(one_server, gate, monkeypatch):
+    monkeypatch.setattr(arrivals, "_LOOK_MS", 60_000)
+    busy = keep_busy(gate, 0, 2)
+    jobs = [drust.spawn(abs, -1) for _ in range(5)]
+    ending = arrivals.as_ended(jobs)
+    canceller = threading.Thread(target=lambda: [job.cancel() for job in jobs])
+    canceller.start()
+    assert {next(ending) for _ in jobs} == set(jobs)
+    canceller.join()
+    gate.open()
+    for job in busy:
+        job.join()
 
 
 def test_a_cancelled_error_is_a_task_error_and_the_futures_error():

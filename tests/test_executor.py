@@ -170,3 +170,60 @@ def test_map_tells_of_its_progress(one_server):
 def test_map_refuses_a_chunk_of_nothing(one_server):
     with pytest.raises(ConfigError, match="chunk="):
         drust.map(square, range(3), chunk=0)
+
+
+# -- spawn_many --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_many_tasks_leave_in_one_message_and_all_come_home(two_servers, counting, server):
+    drust.spawn(square, 1, server=server).join()
+    counters = counting(two_servers)
+    jobs = drust.spawn_many(square, range(500), server=server)
+    assert [job.join() for job in jobs] == [n * n for n in range(500)]
+    assert counters.since()["submit_messages"] == (2 if server else 0)
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_more_tasks_than_a_queue_holds_are_sent_as_it_empties(two_servers, gate, server):
+    (held,) = keep_busy(gate, server, 1)
+    opener = threading.Timer(0.5, gate.open)  # before or after the queue is full: both must end well
+    opener.start()
+    jobs = drust.spawn_many(square, range(17_000), server=server)
+    assert sum(job.join() for job in jobs) == sum(n * n for n in range(17_000))
+    opener.join()
+    held.join()
+
+
+def test_a_batch_with_one_that_cannot_be_sent_takes_back_the_others(one_server, gate):
+    busy = keep_busy(gate, 0, 2)
+    box, held = Box(np.ones(3)), Box(np.ones(3))
+    with held.borrow_mut(), pytest.raises(drust.BorrowError):
+        drust.spawn_many(total, [box.borrow(), box.borrow(), held.borrow()])
+    with box.borrow_mut() as a:
+        a += 1
+    lent = [box.borrow() for _ in range(300)]
+    with held.borrow_mut(), pytest.raises(drust.BorrowError):
+        drust.spawn_many(total, [*lent, held.borrow()])
+    assert one_server.status(0).queued_tasks == 0
+    with box.borrow_mut() as a:
+        a += 1
+    gate.open()
+    for job in busy:
+        job.join()
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_a_batch_lends_and_moves(two_servers, server):
+    boxes = [Box(np.full(10, float(n))) for n in range(300)]
+    jobs = drust.spawn_many(total, [box.borrow() for box in boxes], server=server)
+    assert [job.join() for job in jobs] == [10.0 * n for n in range(300)]
+    jobs = drust.spawn_many(drop_sum, boxes, server=server)
+    assert sum(job.join() for job in jobs) == sum(10.0 * n for n in range(300))
+    with pytest.raises(drust.MovedError):
+        boxes[0].borrow().__enter__()
+
+
+def drop_sum(box: Box) -> float:
+    with box.borrow() as a:
+        return float(a.sum())

@@ -25,7 +25,10 @@ PYTHON_ROWS = (
     ("blocking", "groups", "shipping"),
     ("handles", "engines", "server"),
     ("lends",),
-    ("calls", "execution", "frames", "session", "tasks", "placement", "sync", "arrivals", "aio", "scope"),
+    (
+        *("calls", "execution", "frames", "session", "tasks", "placement", "sync"),
+        *("arrivals", "submitting", "aio", "scope"),
+    ),
     ("parallel",),
     ("executor",),
     ("joblib",),

@@ -39,6 +39,7 @@ inline constexpr std::uint32_t kCopyProbesMax = 64;
 inline constexpr std::uint64_t kPreImageBytesMax = 1ULL << 20;  // larger values are written in place, without undo
 inline constexpr std::uint32_t kQueueEntries = 1U << 14;
 inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
+inline constexpr std::uint32_t kSubmitsPerBatchMax = 256;  // sent in one call: three pieces each, IOV_MAX is 1024
 inline constexpr std::uint32_t kArrivalsKept = 1024;  // completions a process may not have looked at, before it looks at all
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 

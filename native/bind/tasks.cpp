@@ -1,6 +1,9 @@
 // _core.Runtime, of tasks: taking one back; and _core.Arrivals: waiting for any of many.
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include "bind/pointer.hpp"
@@ -68,10 +71,68 @@ nb::object wait_arrivals(tasks::Arrivals& arrivals, std::uint32_t timeout_ms) {
   return records;
 }
 
+// Queues task blocks as submit() does: 0 messages here, elsewhere 1 round trip for each kSubmitsPerBatchMax of them.
+// How many are queued: the first ones. An error is raised if none is.
+std::size_t submit_many(Runtime& runtime, ServerId server, nb::list tasks_list, std::uint32_t retries) {
+  if (retries > kRetriesMax) throw nb::value_error("retry= is at most 1000");
+  std::vector<server::Peers::Submission> all;
+  for (nb::handle each : tasks_list) {
+    const auto pair = nb::cast<nb::tuple>(each);
+    all.push_back({to_pointer(nb::cast<nb::tuple>(pair[0])), to_pointer(nb::cast<nb::tuple>(pair[1])), retries});
+  }
+  const bool is_here = server == runtime.partition->server();
+  const auto kind = is_here ? heap::OwnerKind::queue : heap::OwnerKind::in_transit;
+  const std::uint64_t carried = heap::owner_word(kind, is_here ? heap::ProcessId{} : runtime.process);
+  const std::uint64_t ours = heap::owner_word(heap::OwnerKind::process, runtime.process);
+  std::size_t done = 0;
+  Status status = [&]() -> Status {
+    nb::gil_scoped_release unlocked;
+    while (done < all.size()) {
+      const auto run = std::span(all).subspan(done, std::min<std::size_t>(all.size() - done, kSubmitsPerBatchMax));
+      for (const auto& each : run) {
+        if (auto* record = tasks::Queue::find_record(*runtime.partition, each.record); record != nullptr)
+          record->call.store(each.task.address.raw());
+        runtime.heap->set_owner(each.task, carried);
+      }
+      std::size_t queued = 0;
+      Status sent;
+      if (is_here) {
+        for (; queued < run.size() && sent.ok(); queued += sent.ok() ? 1 : 0)
+          sent = runtime.queue->push(run[queued].task, run[queued].record, retries);
+      } else {
+        const Result<std::size_t> told = runtime.peers->submit_all(server, run);
+        sent = told.ok() ? Status() : told.status();
+        queued = told.ok() ? told.value() : 0;
+      }
+      for (std::size_t index = 0; index < run.size(); ++index) {
+        if (index >= queued) {
+          runtime.heap->set_owner(run[index].task, ours);
+        } else {
+          if (!is_here) release_block(run[index].task, OnRelease::free_shallow, 0);
+          if (auto* record = tasks::Queue::find_record(*runtime.partition, run[index].record); record != nullptr)
+            record->call.store(tasks::Record::kCallArrived);
+        }
+      }
+      done += queued;
+      if (!sent.ok()) return sent;
+      if (queued < run.size()) return Status(Code::full, "the queue there has no room");
+    }
+    return {};
+  }();
+  if (done == 0) unwrap(status);
+  return done;
+}
+
 }  // namespace
 
 void register_tasks(nb::module_& module, nb::class_<Runtime>& runtime) {
   runtime.def("withdraw", &withdraw, nb::arg("server"), nb::arg("record"))
+      .def("tell_arrival",
+           [](const Runtime& r, std::uint64_t record) {
+             tasks::Arrivals::tell(*r.partition, r.process, Address(record));
+           },
+           nb::arg("record"))
+      .def("submit_many", &submit_many, nb::arg("server"), nb::arg("tasks"), nb::arg("retries") = 0)
       .def("take_task_of", &take_task_of, nb::arg("record"))
       .def("knows_task", &knows_task, nb::arg("server"), nb::arg("record"));
 

@@ -142,7 +142,7 @@ Status check(const RequestHeader& header) {
   const bool is_replica = operation == Operation::replicate;
   bool is_argument = header.argument == 0;
   if (operation == Operation::complete) is_argument = is_outcome;
-  if (operation == Operation::submit) is_argument = header.argument <= kRetriesMax;
+  if (operation == Operation::submit) is_argument = (header.argument & ~Submit::kMore) <= kRetriesMax;
   if (is_replica) is_argument = (header.argument & ~Replicate::kAll) == 0;
   if (!is_argument) return bad(name, "the argument is out of range");
   if (rule.has_pointer) {

@@ -125,6 +125,7 @@ void Operations::close(Intake& intake) noexcept {
 
 Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
   if (header.operation == static_cast<std::uint8_t>(wire::Operation::replicate)) return replicate(header, intake);
+  if (header.operation == static_cast<std::uint8_t>(wire::Operation::submit)) return submit(header, intake);
   if (!intake.refusal.ok()) return refused(intake.refusal);
   switch (static_cast<wire::Operation>(header.operation)) {
     case wire::Operation::read_block: return read_block(header);
@@ -338,13 +339,33 @@ Answer Operations::put_block(Intake& intake) {
 }
 
 Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
+  Status status = std::exchange(intake.refusal, Status());
+  if (!intake.submit_refusal.ok()) {
+    discard(intake);  // what follows a refused one is not queued either: those that are come first
+  } else {
+    if (status.ok()) status = queue_task(header, intake);
+    if (status.ok()) ++intake.submitted;
+    intake.submit_refusal = std::move(status);
+  }
+  Answer answer;
+  answer.kind = Answer::Kind::none;
+  if ((header.argument & wire::Submit::kMore) != 0) return answer;
+  status = std::exchange(intake.submit_refusal, Status());
+  answer.pointer.extent_bytes = std::exchange(intake.submitted, 0);
+  if (!status.ok() && answer.pointer.extent_bytes == 0) return refused(std::move(status));
+  answer.kind = Answer::Kind::reply;
+  return answer;
+}
+
+Status Operations::queue_task(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
-  if (!task.ok()) return refused(task.status());
+  if (!task.ok()) return task.status();
   heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
   std::vector<GlobalPointer> moved = owned_elsewhere(task.value());  // a worker may be done with it at once
-  if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
+  const auto retries = static_cast<std::uint32_t>(header.argument & ~wire::Submit::kMore);
+  if (Status pushed = queue_.push(task.value(), pointer_of(header), retries); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
-    return refused(std::move(pushed));
+    return pushed;
   }
   for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
   return {};

@@ -71,6 +71,14 @@ class Peers {
   // Queue the task block there, its completion to come to `record` (a record in some partition, ours
   // usually). server_lost leaves open whether it was queued.
   Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
+  // As submit(), for at most kSubmitsPerBatchMax tasks in one message and one reply; how many are queued: the first
+  // ones. server_lost leaves open which.
+  struct Submission {
+    GlobalPointer task;
+    GlobalPointer record;
+    std::uint32_t retries = 0;
+  };
+  Result<std::size_t> submit_all(ServerId server, std::span<const Submission> tasks);
   // Whether that server has the task of this record, queued or running: ok, or not_found.
   Status inquire(ServerId server, const GlobalPointer& record);
   // Takes back the task of this record, if it waits there: ok, or not_found. server_lost leaves open whether it was.

@@ -102,6 +102,7 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       break;
     case wire::Operation::submit:
       header = request(operation, record);
+      if (dice.once_in(3)) header.argument = wire::Submit::kMore;
       body = sample;
       break;
     case wire::Operation::complete:

@@ -22,7 +22,7 @@ from drust.errors import (
 )
 from drust.executor import Executor
 from drust.handles import empty, full, zeros
-from drust.parallel import map  # noqa: A004
+from drust.parallel import map, spawn_many  # noqa: A004
 from drust.runtime import statistics
 from drust.scope import Scope, scope
 from drust.session import Session, current_session, init, shutdown
@@ -61,6 +61,7 @@ __all__ = [
     "scope",
     "shutdown",
     "spawn",
+    "spawn_many",
     "spawn_to",
     "statistics",
     "zeros",

@@ -26,7 +26,7 @@ _LOOK_MS = 500  # between looks at whether the servers that run the tasks are al
 def as_ended(handles: "Iterable[JoinHandle[Any]]") -> "Iterator[JoinHandle[Any]]":
     """Each of `handles` once its task has ended, whatever became of it. No message.
 
-    A worker that waits here runs other tasks meanwhile.
+    A worker that waits here runs those that nobody has begun, one after the other, and then other tasks.
     """
     reader = _core.Arrivals(runtime.current())  # before the first look: it tells what ends afterwards
     waiting: dict[int, JoinHandle[Any]] = {}
@@ -35,18 +35,22 @@ def as_ended(handles: "Iterable[JoinHandle[Any]]") -> "Iterator[JoinHandle[Any]]
             yield handle
         else:
             waiting[handle.key] = handle
-    for handle in list(waiting.values()):
-        if handle.help():
-            yield waiting.pop(handle.key)
+    not_tried = iter(list(waiting))
     while waiting:
-        with blocking.section():
-            news = reader.wait(_LOOK_MS)
-        if news:
-            ended = [key for key in news if key in waiting and waiting[key].poll()]
+        news: list[int] | None
+        helped = next((key for key in not_tried if key in waiting and waiting[key].help()), None)
+        if helped is not None:
+            yield waiting.pop(helped)
+            news = reader.wait(0)  # others may have failed meanwhile
         else:
-            if news is not None:
+            with blocking.section():
+                news = reader.wait(_LOOK_MS)
+            if news == []:
                 _look(waiting)
+        if news is None or (not news and helped is None):
             ended = [key for key, handle in waiting.items() if handle.poll()]
+        else:
+            ended = [key for key in news if key in waiting and waiting[key].poll()]
         for key in ended:
             yield waiting.pop(key)
 

@@ -165,7 +165,7 @@ class Outgoing:
         if args or kwargs:
             encoded = codecs.encode_arguments((args, kwargs), _ARGUMENT_HANDLES)
         else:
-            encoded = _no_arguments()
+            encoded = _EMPTY
         if self.retries and any(isinstance(handle, _core.Box) for handle, _ in encoded.children):
             raise ConfigError(
                 variable="retry=",
@@ -358,9 +358,11 @@ class Completion:
                 value = handles.take_value(pointer)
                 runtime.current().take_child(self._pin.pointer, 0)
                 return value, None
-            value = codecs.pickling.PickleCodec().decode(
-                self._pin, True, lambda child: handles.receive(self._pin, child)
-            )
+            value = None
+            if self._pin.buffer_count:
+                value = codecs.pickling.PickleCodec().decode(
+                    self._pin, True, lambda child: handles.receive(self._pin, child)
+                )
         except Exception as error:  # noqa: BLE001 - whatever it is, the join is told
             what = "what it raised" if self._header.raised else "its result"
             undecodable = TaskError(
@@ -403,6 +405,14 @@ class Incoming(NamedTuple):
     header: CallHeader
     pin: _core.Pin
 
+    def arguments(self, load: Callable[[int], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """By position and by keyword. `load` gives what stands for a child: a Box, or a value lent."""
+        if not self.pin.buffer_count:
+            return (), {}
+        block = handles.PrivateBytes(self.pin) if self.header.again else self.pin
+        args, kwargs = codecs.pickling.PickleCodec().decode(block, True, load)
+        return args, kwargs
+
 
 def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
     """The call block behind a queue entry, which owns it until the task has ended."""
@@ -430,16 +440,8 @@ def open_lent(
     return lends.TravellingPart(pointer, part.region, part.layout, lease)
 
 
-@cache
-def _no_arguments() -> codecs.Encoded:
-    """The arguments of a call that has none: encoded once."""
-    return codecs.encode_arguments(((), {}), {})
-
-
-@cache
-def _nothing() -> codecs.Encoded:
-    """None, the most frequent result: encoded once."""
-    return codecs.encode_arguments(None, {})
+_EMPTY = codecs.Encoded(codecs.PICKLE, b"", [])
+"""The arguments of a call that has none, and None as a result: no buffer, so nothing to write and to read."""
 
 
 @cache
@@ -482,14 +484,12 @@ class Outcome:
         header = CompletionHeader(raised, self._lends, worker_name(), text)
         room: list[Child] = [(0, 0, 0, LENT_SHARED)] * (self._lends + 1)
         if remote and not raised:
-            whole = _nothing() if value is None else codecs.encode(value)
+            whole = _EMPTY if value is None else codecs.encode(value)
             if whole.nbytes > APART_BYTES:
                 self._apart = handles.write_encoded(whole)
                 apart = msgspec.structs.replace(header, apart=True)
-                return draft_block(
-                    _core.COMPLETION_CODEC, apart, _nothing(), [(*self._apart.pointer, 0), *room]
-                )
-        encoded = _nothing() if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
+                return draft_block(_core.COMPLETION_CODEC, apart, _EMPTY, [(*self._apart.pointer, 0), *room])
+        encoded = _EMPTY if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
         try:
             for box, _ in encoded.children:
                 self._moved.append((box, *box._transfer()))

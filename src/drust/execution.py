@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any
 
-from drust import _core, blocking, calls, codecs, handles, lends, runtime, shipping
+from drust import _core, blocking, calls, handles, lends, runtime, shipping
 from drust.errors import ClosedError, TooManyBlockedError, WorkerLostError
 
 _TAKE_MS = 60_000
@@ -145,8 +145,7 @@ class _Run:
         call = self._call
         try:
             function = shipping.resolve(call.header.function)
-            block = handles.PrivateBytes(call.pin) if call.header.again else call.pin
-            args, kwargs = codecs.pickling.PickleCodec().decode(block, True, self._load)
+            args, kwargs = call.arguments(self._load)
             return function(*args, **kwargs), None
         except BaseException as failure:  # noqa: BLE001 - SystemExit too ends the task, not the worker
             return None, failure

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from drust import arrivals, runtime, shipping
 from drust.errors import CancelledError, ConfigError
-from drust.tasks import JoinHandle, start
+from drust.tasks import JoinHandle, start_many
 
 T = TypeVar("T")
 
@@ -89,18 +89,34 @@ def start_chunks(
     if not isinstance(chunk, int) or chunk < 1:
         raise ConfigError(variable="chunk=", value=repr(chunk), expected="a number of items, at least 1")
     shipped = shipping.ship(function)
-    handles: list[JoinHandle[list[T]]] = []
-    try:
-        for first in range(0, len(items), chunk):
-            arguments = (shipped.reference, items[first : first + chunk], first)
-            handle = start(call_each, arguments, {}, server=server, retry=retry)
-            handle.keep(shipped)
-            handles.append(handle)
-    except BaseException:
-        for handle in handles:
-            handle.cancel()
-        raise
+    arguments = [(shipped.reference, items[at : at + chunk], at) for at in range(0, len(items), chunk)]
+    handles: list[JoinHandle[list[T]]] = start_many(call_each, arguments, server=server, retry=retry)
+    for handle in handles:
+        handle.keep(shipped)
     return handles
+
+
+def spawn_many(
+    function: Callable[..., T],
+    /,
+    *iterables: Iterable[Any],
+    server: int | None = None,
+    retry: int = 0,
+) -> list[JoinHandle[T]]:
+    """A task for each item, as `spawn(function, item)`, sent in messages of up to 256 tasks.
+
+    Args:
+        function: anything callable; it travels once.
+        iterables: as for the builtin `map`, which stops with the shortest.
+        server: as for `spawn`.
+        retry: as for `spawn`.
+
+    Returns:
+        The handles, in the order of the items. If one cannot be sent, those that were are taken back.
+
+    Cost: 0 messages on this server, 1 round trip elsewhere for each 256 tasks.
+    """
+    return start_many(function, list(zip(*iterables, strict=False)), server=server, retry=retry)
 
 
 def call_each(reference: shipping.FunctionReference, items: list[tuple[Any, ...]], first: int) -> list[Any]:

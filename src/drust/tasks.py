@@ -12,16 +12,15 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from drust import _core, arrivals, blocking, calls, runtime, shipping
+from drust import _core, arrivals, blocking, calls, runtime, shipping, submitting
 from drust.errors import (
     BorrowTimeoutError,
     CancelledError,
     ConfigError,
     DrustError,
-    QueueFullError,
     ServerLostError,
     WorkerLostError,
 )
@@ -33,9 +32,6 @@ T = TypeVar("T")
 _LOOK_MS = 500  # between looks at whether the server that runs the task is alive
 _DONE = 1  # of a record; else its task was lost
 RETRIES_MAX = 1000
-_FULL_LOOK_S = 0.02  # how long a full queue is left alone at most,
-_FULL_RUN = 256  # or until so many tasks of this process have ended
-_STUCK_S = 10.0  # a queue whose tasks have all begun, none of which ends in this time, will not move
 _log = logging.getLogger("drust")
 
 _POLLED_PER_SPAWN = 2
@@ -155,6 +151,7 @@ class JoinHandle(Generic[T]):
     def _withdrawn(self, call: calls.Outgoing) -> None:
         call.withdrawn()
         self._settle(None, CancelledError(task=f"task {self.name}"))
+        self._runtime.tell_arrival(self.key)  # no completion will
 
     def add_done_callback(self, function: "Callable[[JoinHandle[T]], object]") -> None:
         """Calls `function` with this handle once the task has ended: at once if it has.
@@ -269,6 +266,7 @@ class JoinHandle(Generic[T]):
                     if self._call is not None:
                         self._call.lost(None)
                         self._settle(None, lost, is_over=False)
+                        self._runtime.tell_arrival(self.key)
                 self._tell()
 
     def _look_for(self) -> None:
@@ -404,60 +402,96 @@ def start(
 ) -> JoinHandle[T]:
     """`spawn` for a function whose own keyword arguments may be called `server` and `retry`."""
     here = runtime.current()
-    target = here.server if server is None else _check_server(server)
-    if runtime.config().workers == 0:
-        raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
-    name = getattr(function, "__qualname__", None) or repr(function)
-    call = calls.Outgoing(name, target, shipping.ship(function), function, _check_retry(retry))
+    target = _check_target(here, server)
+    call = calls.Outgoing(_name_of(function), target, shipping.ship(function), function, _check_retry(retry))
+    record = _prepare(here, target, call, args, kwargs)
+    try:
+        submitting.submit(here, target, [(call.pointer, record)], retry)
+    except BaseException:
+        here.free(record)
+        call.undo()
+        raise
+    return _sent(call, target, record)
+
+
+def start_many(
+    function: Callable[..., T],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    server: int | None = None,
+    retry: int = 0,
+) -> list[JoinHandle[T]]:
+    """As `start(function, each)` for each of `arguments`, in messages of up to 256 tasks.
+
+    If one cannot be sent, those that were are taken back.
+    """
+    here = runtime.current()
+    target = _check_target(here, server)
+    shipped = shipping.ship(function)
+    handles: list[JoinHandle[T]] = []
+    try:
+        for first in range(0, len(arguments), submitting.BATCH):
+            batch = arguments[first : first + submitting.BATCH]
+            _start_batch(here, target, function, shipped, batch, _check_retry(retry), handles)
+    except BaseException:
+        for handle in reversed(handles):
+            if not handle.done():
+                handle.cancel()
+        raise
+    return handles
+
+
+def _start_batch(
+    here: _core.Runtime,
+    target: int,
+    function: Callable[..., T],
+    shipped: shipping.Shipped,
+    arguments: Sequence[tuple[Any, ...]],
+    retry: int,
+    handles: list[JoinHandle[T]],
+) -> None:
+    """Starts these, in one message if there is room; a handle for each that was sent."""
+    ready: list[tuple[calls.Outgoing, Pointer]] = []
+    try:
+        for args in arguments:
+            call = calls.Outgoing(_name_of(function), target, shipped, function, retry)
+            ready.append((call, _prepare(here, target, call, args, {})))
+        while ready:
+            count = submitting.submit(here, target, [(call.pointer, record) for call, record in ready], retry)
+            for call, record in ready[:count]:
+                handles.append(_sent(call, target, record))
+            del ready[:count]
+    except BaseException:
+        for call, record in ready:
+            here.free(record)
+            call.undo()
+        raise
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _prepare(
+    here: _core.Runtime, target: int, call: calls.Outgoing, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Pointer:
+    """Encodes a call, with its lends and moves; its record. If it raises, nothing was lent or moved."""
     try:
         call.encode(args, kwargs)
-        record = here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
-        try:
-            _submit(here, target, call.pointer, record, retry)
-        except BaseException:
-            here.free(record)
-            raise
+        return here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
     except BaseException:
         call.undo()
         raise
+
+
+def _sent(call: calls.Outgoing, target: int, record: Pointer) -> "JoinHandle[Any]":
+    """The queue has it: its handle."""
     call.sent()
-    handle: JoinHandle[T] = JoinHandle(name, target, record, call)
+    handle: JoinHandle[Any] = JoinHandle(call.name, target, record, call)
     if call.lease is not None:
         call.lease.below.append(handle)
     _outlive(handle, call)
     return handle
-
-
-def _submit(here: _core.Runtime, target: int, task: Pointer, record: Pointer, retry: int) -> None:
-    """Queues the task; while the queue is full it waits, and a worker runs other tasks meanwhile.
-
-    Waiting is the brake on a spawner that is faster than the workers: what is queued stays bounded. It ends
-    when a run of tasks has ended, not with each one, so that the two sides do not wake each other every time.
-    """
-    try:
-        return here.submit(target, task, record, retry)
-    except QueueFullError:
-        pass
-    reader = _core.Arrivals(here)
-    stuck_since = time.monotonic()
-    while True:
-        with blocking.section():
-            until = time.monotonic() + _FULL_LOOK_S
-            ended = 0
-            while ended < _FULL_RUN and (left_s := until - time.monotonic()) > 0:
-                news = reader.wait(max(1, int(left_s * 1000)))
-                ended += _FULL_RUN if news is None else len(news)
-        try:
-            return here.submit(target, task, record, retry)
-        except QueueFullError as error:
-            if ended or target != here.server or here.queued()[0]:
-                stuck_since = time.monotonic()
-            elif time.monotonic() - stuck_since > _STUCK_S:
-                raise QueueFullError(
-                    queue=f"the task queue of server {target}",
-                    capacity=here.queued()[1],
-                    detail="Every entry is a task that has begun and waits for others.",
-                ) from error
 
 
 def _outlive(handle: JoinHandle[Any], call: calls.Outgoing) -> None:
@@ -486,6 +520,12 @@ def spawn_to(
     """
     server = where if isinstance(where, int) else where.server
     return spawn(function, *args, server=server, **kwargs)
+
+
+def _check_target(here: _core.Runtime, server: int | None) -> int:
+    if runtime.config().workers == 0:
+        raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
+    return here.server if server is None else _check_server(server)
 
 
 def _check_server(server: int) -> int:

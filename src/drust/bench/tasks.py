@@ -22,7 +22,7 @@ from drust.bench.stats import Operation, Plan
 from drust.executor import Executor
 from drust.parallel import map as drust_map
 from drust.session import init
-from drust.tasks import spawn
+from drust.tasks import spawn, start_many
 
 _STREAM = 2000  # tasks of one sample
 _STREAM_AIM = Aim(kind="seconds", bound=1 / 20_000)
@@ -54,6 +54,14 @@ def _stream_of(submit: Callable[[], Any], result: Callable[[Any], object]) -> Op
     return _timed(body)
 
 
+def _many(server: int | None) -> Operation:
+    def body(count: int) -> None:
+        for job in start_many(empty, [()] * count, server=server):
+            job.join()
+
+    return _timed(body)
+
+
 def _each_of(submit: Callable[[], Any], result: Callable[[Any], object]) -> Operation:
     def body(count: int) -> None:
         for _ in range(count):
@@ -73,6 +81,10 @@ def streams(bench: Bench) -> Iterator[Row]:
     yield bench.compare(
         "stream-remote", f"{operation}, on another server", name, _stream(1), limit, plan=plan
     )
+    for server, where in ((None, ""), (1, ", on another server")):
+        row = "stream-many-remote" if server else "stream-many"
+        many = _many(server)
+        yield bench.compare(row, f"{operation}, sent by start_many{where}", name, many, limit, plan=plan)
     with Executor() as executor:
         ours = _stream_of(lambda: executor.submit(empty), lambda job: job.result())
         yield bench.compare(
