@@ -22,10 +22,16 @@ bool withdraw(Runtime& runtime, ServerId server, nb::tuple record_tuple) {
   const GlobalPointer record = to_pointer(record_tuple);
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
-    if (server != runtime.partition->server()) return runtime.peers->withdraw(server, record);
+    if (server != runtime.partition->server()) {
+      // If this process dies before it has taken in the answer, its reaper asks there.
+      if (auto* waiting = tasks::Queue::find_record(*runtime.partition, record); waiting != nullptr)
+        waiting->call.store(tasks::Record::kCallUnsure);
+      return runtime.peers->withdraw(server, record);
+    }
     const std::optional<tasks::Entry> entry = runtime.queue->withdraw(record);
     if (!entry) return Status(Code::not_found, "no such task waits here");
     static_cast<void>(runtime.queue->returned(*entry, {}));  // if this process dies on the way, it is not run again
+    static_cast<void>(tasks::Queue::complete(*runtime.heap, record, tasks::RecordState::lost, {}));
     release_block(entry->task, OnRelease::free_tree, 0);
     runtime.queue->finish(*entry);
     return {};

@@ -59,6 +59,7 @@ struct Record {
   // Address of the call block while it may not have arrived, then kCallArrived; 0 before it is sent. Its spawner.
   std::atomic<std::uint64_t> call;
   static constexpr std::uint64_t kCallArrived = ~0ULL;
+  static constexpr std::uint64_t kCallUnsure = ~0ULL - 1;  // its spawner has asked another server to take it back
   // The completion block, in this partition; null if there is none. Filled by wait() before it returns, from
   // the outcome and the block's header: not before.
   std::atomic<std::uint64_t> address;
@@ -118,8 +119,8 @@ class Queue {
   // caller's to free).
   void finish(const Entry& entry) noexcept;
   // Takes the entry of this record's task, if it still waits, as its worker would: to run it, or to cancel it. For
-  // that the caller frees the task block and finishes the entry; if it dies before, its reaper finds a task that was
-  // running. Looks at what waits, the newest first.
+  // that the caller says that it has returned, with no completion, settles its record, frees its block and finishes the
+  // entry; wherever it dies on the way, its reaper finds a task that ran and goes on. Looks at the newest first.
   std::optional<Entry> withdraw(const GlobalPointer& record) noexcept;
   // A dead process's reserved entries are empty when it returns; what it was running stays until the caller,
   // its reaper, has decided each one's fate and calls finish() or run_again().

@@ -160,6 +160,7 @@ void cancel_task(Heap& heap, Queue& queue) {
   static_cast<void>(queue.push(task, record.value(), 1));
   if (const auto entry = queue.withdraw(record.value())) {  // as bind/tasks.cpp withdraws
     static_cast<void>(queue.returned(*entry, {}));
+    static_cast<void>(Queue::complete(heap, record.value(), RecordState::lost, {}));
     free_tree(heap, entry->task);
     queue.finish(*entry);
   }
