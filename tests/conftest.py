@@ -1,6 +1,8 @@
 """Clusters for the tests that need one, kept while the next test asks for the same: one costs 0.5 s."""
 
+import fcntl
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +110,26 @@ class Counters:
 def counting():
     """Makes a Counters for a session."""
     return Counters
+
+
+class Gate:
+    """Holds up tasks that lock its file (shared) until it opens; those that come later pass."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "gate")
+        self._file = open(self.path, "w")  # noqa: SIM115 - closed when the gate opens
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def open(self, text: str = "") -> None:
+        if self._file.closed:
+            return
+        self._file.write(text)
+        self._file.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """One that opens at the end of the test at the latest."""
+    made = Gate(tmp_path)
+    yield made
+    made.open()

@@ -420,3 +420,19 @@ def test_a_row_that_does_not_exist_is_refused_with_the_ones_that_do() -> None:
     finished = run_command("micro", "--only", "borow")
     assert finished.returncode == 2
     assert "cached-remote-read" in finished.stderr
+
+
+@pytest.mark.slow
+def test_a_quick_run_of_the_tasks_measures_streams_and_names_what_is_not_installed() -> None:
+    finished = run_command("tasks", "--quick", "--json")
+    assert finished.returncode == 0, finished.stderr
+    rows = {row["name"]: row for row in json.loads(finished.stdout)["rows"]}
+    alone = {"spawn", "spawn-pool", "spawn-remote"}
+    streams = {"stream", "stream-remote", "stream-executor", "stream-unordered", "map"}
+    streams |= {"stream-many", "stream-many-remote"}
+    assert alone | streams <= set(rows)
+    for name, row in rows.items():
+        assert (not row["skipped"]) or (name in ("ray", "dask") and "not installed" in row["skipped"])
+    assert rows["stream"]["messages"] == {}
+    assert rows["stream-remote"]["messages"]["submit_messages"] == 1.0
+    assert rows["stream-many-remote"]["messages"]["submit_messages"] <= 1 / 100

@@ -87,8 +87,9 @@ def fill_with_one(rows: np.ndarray) -> None:
 def split_between_a_dying_task_and_another(n: int, server: int) -> Box:
     box = Box(np.zeros(n))
     with pytest.raises(ExceptionGroup) as caught, drust.scope() as s:
-        for part, function in zip(box.split_mut(2), (fill_and_die, fill_with_one), strict=True):
-            s.spawn(function, part, server=server)
+        dying, other = box.split_mut(2)
+        s.spawn(fill_with_one, other, server=server).wait()  # a failure would take it back if it still waited
+        s.spawn(fill_and_die, dying, server=server)
     assert [type(error) for error in caught.value.exceptions] == [WorkerLostError]
     return box
 

@@ -525,6 +525,12 @@ def wait_and_add(a: np.ndarray, gate: str, ready: str) -> float:
     return float(a.sum())
 
 
+def until_stopped(pid: int) -> None:
+    """A signal is pending until the process is scheduled: on a busy machine others of its threads go on."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        pass
+
+
 def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
     gate, ready = gates
     session = drust.current_session()
@@ -533,6 +539,7 @@ def test_what_a_task_left_waits_for_a_lender_that_was_stopped(settled, gates):
     assert opened(ready) == "x"  # the array has come to server 1
     os.kill(session.pids[0], signal.SIGSTOP)
     try:
+        until_stopped(session.pids[0])
         open_gate(gate)
         assert not job.done()
         with pytest.raises(TimeoutError):

@@ -137,9 +137,8 @@ def test_lambdas_and_closures_travel_with_what_they_held(one_server):
 def test_a_scope_raises_every_error_and_ends_every_lend(one_server):
     box = Box(np.ones(3))
     with pytest.raises(ExceptionGroup) as caught, drust.scope() as s:
-        s.spawn(fail, "one")
-        s.spawn(fail, "two")
-        s.spawn(consume_view, box.borrow())
+        for job in (s.spawn(fail, "one"), s.spawn(fail, "two"), s.spawn(consume_view, box.borrow())):
+            job.wait()  # what still waited would be taken back
     assert sorted(str(error) for error in caught.value.exceptions) == ["one", "two"]
     with box.borrow_mut() as a:
         a += 1

@@ -57,6 +57,7 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "queue.push.written",
     "queue.push.ready",
     "queue.take.running",
+    "queue.withdraw.running",
     "queue.return.written",
     "queue.return.decided",
     "queue.finish.before",
@@ -64,6 +65,7 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "record.make.published",
     "record.complete.before",
     "record.complete.after",
+    "arrivals.tell.claimed",
     "record.wait.over",
     // a completion on its way home
     "deliver.versions.released",

@@ -39,6 +39,8 @@ inline constexpr std::uint32_t kCopyProbesMax = 64;
 inline constexpr std::uint64_t kPreImageBytesMax = 1ULL << 20;  // larger values are written in place, without undo
 inline constexpr std::uint32_t kQueueEntries = 1U << 14;
 inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
+inline constexpr std::uint32_t kSubmitsPerBatchMax = 256;  // sent in one call: three pieces each, IOV_MAX is 1024
+inline constexpr std::uint32_t kArrivalsKept = 1024;  // completions a process may not have looked at, before it looks at all
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 
 // Reaping.
@@ -73,7 +75,8 @@ static_assert(kSegmentBytes % 4096 == 0 && kSpanBytesMax % kSegmentBytes == 0);
 static_assert(kSmallBlockBytesMax * 8 <= kSpanBytesMax);
 static_assert(kProcessesMax % 64 == 0);
 static_assert(kKillPointsMax * 8 + kKillRows * 32 == kKillBoardBytes);
-static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0);
+static_assert((kCopiesMax & (kCopiesMax - 1)) == 0 && (kQueueEntries & (kQueueEntries - 1)) == 0 &&
+              (kArrivalsKept & (kArrivalsKept - 1)) == 0);
 static_assert(kPeerTimeoutMs < 5000 && kPromotionWaitMs < 5000, "every wait on a lost server must end within 5 s");
 
 }  // namespace drust

@@ -83,6 +83,25 @@ PyObject* get_phase(PyObject* self, void*) {
   return PyUnicode_FromString(kNames[static_cast<std::size_t>(as_guard(self)->phase)]);
 }
 
+// The coroutines of `async with` are Python's (drust.aio), imported when the first one is asked for.
+PyObject* call_aio(const char* name, PyObject* argument) {
+  const Owned module(PyImport_ImportModule("drust.aio"));
+  return module ? PyObject_CallMethod(module.get(), name, "O", argument) : nullptr;
+}
+
+PyObject* enter_async(PyObject* self, PyObject*) { return call_aio("enter", self); }
+
+// At once, and in the caller's frame, which is looked through for views; then there is nothing to wait for.
+PyObject* exit_async(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  const Owned result(exit_guard(self, arguments, count));
+  return result ? call_aio("completed", result.get()) : nullptr;
+}
+
+PyObject* get_timeout(PyObject* self, void*) {
+  const GuardObject* guard = as_guard(self);
+  return guard->timeout_s < 0 ? new_none() : PyFloat_FromDouble(guard->timeout_s);
+}
+
 PyObject* refuse_pickle(PyObject* self, PyObject*) {
   return set_box_conflict(as_guard(self)->box, "pickled",
                           "a reference cannot be pickled; pass it to a task as an argument of its own");
@@ -102,6 +121,8 @@ PyObject* repr(PyObject* self) {
 PyMethodDef methods[] = {
     {"__enter__", enter_guard, METH_NOARGS, "Begin the borrow and hand the value out."},
     {"__exit__", as_method(exit_guard), METH_FASTCALL, "End the borrow; arrays it handed out are revoked."},
+    {"__aenter__", enter_async, METH_NOARGS, "As __enter__; an event loop goes on meanwhile."},
+    {"__aexit__", as_method(exit_async), METH_FASTCALL, "As __exit__."},
     {"_lend", as_method(py_lend), METH_FASTCALL,
      "_lend(lend=None) -> Pin: lent to a task instead of entered."},
     {"_end_lend", as_method(py_end_lend), METH_VARARGS | METH_KEYWORDS,
@@ -118,6 +139,7 @@ PyGetSetDef getters[] = {
     {"_access", get_access, nullptr, "'shared' or 'mutable'.", nullptr},
     {"_undo", get_undo, nullptr, "Whether a borrower keeps the value before, whatever its size.", nullptr},
     {"_part", get_part, nullptr, "(start, stop, axis) of a part, or None.", nullptr},
+    {"_timeout", get_timeout, nullptr, "Seconds it may wait to begin, or None: then it never waits.", nullptr},
     {"_phase", get_phase, nullptr, "fresh, active, deferred, lent or ended.", nullptr},
     kNoMoreGetSets,
 };

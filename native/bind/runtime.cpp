@@ -29,10 +29,6 @@ constexpr std::array<const char*, heap::kCounters> kCounterNames = {
     "results_unreplicated"};
 static_assert(kCounterNames.back() != nullptr);
 
-struct TaskEntry {
-  tasks::Entry entry;
-};
-
 std::vector<std::byte> bytes_of(nb::bytes value) {
   const auto* first = reinterpret_cast<const std::byte*>(value.c_str());
   return {first, first + value.size()};
@@ -338,6 +334,8 @@ void ping(Runtime& runtime, ServerId server) {
 
 }  // namespace
 
+void register_tasks(nb::module_& module, nb::class_<Runtime>& runtime);  // tasks.cpp
+
 nb::dict counters_dict(const heap::Partition& partition) {
   nb::dict result;
   const auto values = partition.counters();
@@ -392,7 +390,8 @@ void register_runtime(nb::module_& module) {
       .def_prop_ro("id", [](const TaskEntry& e) { return e.entry.id(); }, "Names this run of the task in this partition.")
       .def_prop_ro("ticket", [](const TaskEntry& e) { return e.entry.ticket; });
 
-  nb::class_<Runtime>(module, "Runtime", "This process's place in a server's partition.")
+  nb::class_<Runtime> runtime(module, "Runtime", "This process's place in a server's partition.");
+  runtime
       .def_static("attach", &attach, nb::arg("memfd"), nb::arg("kind"), nb::arg("token"), nb::arg("pid"),
                   nb::rv_policy::reference)
       .def_static("current", [] { return current_runtime(); }, nb::rv_policy::reference)
@@ -431,7 +430,6 @@ void register_runtime(nb::module_& module) {
       .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0,
            nb::arg("bound") = false)
       .def("record_server", &record_server, nb::arg("record"))
-      .def("withdraw", [](Runtime& r, nb::tuple task) { return r.queue->withdraw(to_pointer(task)); })
       .def("take_child", &take_child, nb::arg("task"), nb::arg("index"))
       .def("take_task", &take_task, nb::arg("timeout_ms"))
       .def("returned", &returned, nb::arg("entry"), nb::arg("completion"))
@@ -460,6 +458,8 @@ void register_runtime(nb::module_& module) {
       .def("processes", [](const Runtime& r) { return processes_list(*r.partition); })
       .def("live_blocks", [](const Runtime& r) { return r.partition->live_blocks(); })
       .def("copies", [](const Runtime& r) { return nb::make_tuple(r.copies->entries(), r.copies->pinned()); });
+
+  register_tasks(module, runtime);
 
   nb::list names;
   for (const char* name : kCounterNames) names.append(name);

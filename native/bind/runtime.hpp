@@ -32,6 +32,11 @@ struct Runtime {
   }
 };
 
+// What a worker's Python has of a task that it runs.
+struct TaskEntry {
+  tasks::Entry entry;
+};
+
 // Null before attach, after close and in a forked child. Protected by the interpreter lock.
 [[nodiscard]] Runtime* current_runtime() noexcept;
 void set_current_runtime(Runtime* runtime) noexcept;

@@ -186,8 +186,9 @@ inline constexpr std::uint64_t kLoadsOffset =
 inline constexpr std::uint64_t kQueueOffset = kLoadsOffset + pages(kServersPerClusterMax * sizeof(LoadRow));
 inline constexpr std::uint64_t kCopiesOffset = kQueueOffset + pages(Partition::kQueueAreaBytes);
 inline constexpr std::uint64_t kOutboxOffset = kCopiesOffset + pages(Partition::kCopyAreaBytes);
-inline constexpr std::uint64_t kTableOffset =
+inline constexpr std::uint64_t kArrivalsOffset =
     kOutboxOffset + pages(std::uint64_t{kProcessesMax} * kOutboxRows * sizeof(OutboxRow));
+inline constexpr std::uint64_t kTableOffset = kArrivalsOffset + pages(Partition::kArrivalsAreaBytes);
 
 inline constexpr std::uint64_t kMagic = 0x7470'7361'6568'7264ULL;
 inline constexpr std::uint64_t kLayout = [] {

@@ -228,5 +228,6 @@ std::uint64_t Partition::trim(std::uint64_t keep_bytes) noexcept {
 
 std::byte* Partition::queue_area() const noexcept { return mapping_->writable + kQueueOffset; }
 std::byte* Partition::copy_table_area() const noexcept { return mapping_->writable + kCopiesOffset; }
+std::byte* Partition::arrivals_area() const noexcept { return mapping_->writable + kArrivalsOffset; }
 
 }  // namespace drust::heap

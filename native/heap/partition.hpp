@@ -195,8 +195,10 @@ class Partition {
   // Fixed areas of the partition for the rooms right of this one; zero-filled at creation, 64-byte aligned.
   [[nodiscard]] std::byte* queue_area() const noexcept;      // kQueueAreaBytes
   [[nodiscard]] std::byte* copy_table_area() const noexcept; // kCopyAreaBytes
+  [[nodiscard]] std::byte* arrivals_area() const noexcept;   // kArrivalsAreaBytes
   static constexpr std::uint64_t kQueueAreaBytes = 4096 + kQueueEntries * 128ULL;
   static constexpr std::uint64_t kCopyAreaBytes = 4096 + kCopiesMax * 128ULL;
+  static constexpr std::uint64_t kArrivalsAreaBytes = kProcessesMax * (64 + kArrivalsKept * 8ULL);
 
  private:
   friend class Heap;

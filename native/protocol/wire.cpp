@@ -37,6 +37,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::write_region: return {true, true, false};
     case Operation::inquire:
     case Operation::read_table:
+    case Operation::withdraw:
     case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::submit:
     case Operation::complete: return {true, false, true};
@@ -59,6 +60,7 @@ Status check_body(const RequestHeader& header, Operation operation) {
     case Operation::read_region:
     case Operation::inquire:
     case Operation::read_table:
+    case Operation::withdraw:
     case Operation::ping: return bytes == 0 ? Status() : bad(name, "it has no body");
     case Operation::write_region: {
       const Result<std::uint64_t> wanted = total_bytes(header.region, header.extent_bytes);
@@ -105,6 +107,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::inquire: return "inquire";
     case Operation::ping: return "ping";
     case Operation::replicate: return "replicate";
+    case Operation::withdraw: return "withdraw";
     case Operation::control: return "control";
     case Operation::read_blocks: return "read_blocks";
     case Operation::read_table: return "read_table";
@@ -144,7 +147,7 @@ Status check(const RequestHeader& header) {
   const bool is_replica = operation == Operation::replicate;
   bool is_argument = header.argument == 0;
   if (operation == Operation::complete) is_argument = is_outcome;
-  if (operation == Operation::submit) is_argument = header.argument <= kRetriesMax;
+  if (operation == Operation::submit) is_argument = (header.argument & ~Submit::kMore) <= kRetriesMax;
   if (is_replica) is_argument = (header.argument & ~Replicate::kAll) == 0;
   if (!is_argument) return bad(name, "the argument is out of range");
   if (rule.has_pointer) {

@@ -24,7 +24,7 @@ enum class Operation : std::uint8_t {
                    // place
   free_blocks,     // body: FreeItem[n], n <= kFreesPerBatchMax; no reply
   put_block,       // body: a whole block of extent_bytes; reply pointer: where it is now
-  submit,          // pointer: the record at home; body: a task block, to be queued there; argument: retries
+  submit,          // pointer: the record at home; body: a task block, to be queued there; argument: retries, Submit
   complete,  // pointer: the record, there; body: a completion block, or none; argument: tasks::RecordState
   inquire,  // pointer: a record at home; ok if its task is queued or runs there, else not_found
   ping,
@@ -36,6 +36,7 @@ enum class Operation : std::uint8_t {
   replicate,
   read_table,  // pointer: any version of a block; reply pointer: the one that lives at its address, or not_found;
                // reply body: its header and its child table, then Trailer
+  withdraw,  // pointer: a record at home; ok if its task waited here and is gone now, else not_found
   count_,
 };
 
@@ -84,6 +85,12 @@ static_assert(sizeof(Trailer) == 8);
 
 // The colour in the reply to a completion that decided its record, or the joiner; 0: it was settled before.
 inline constexpr std::uint64_t kCompletionCounted = 1;
+
+// Of `submit`: retries, and whether another submission of the same batch follows. Then there is no reply; the last one's
+// tells in extent_bytes how many of the batch are queued: all up to the first that was refused.
+struct Submit {
+  static constexpr std::uint16_t kMore = 0x8000;
+};
 
 struct Replicate {
   static constexpr std::uint16_t kMore = 1;       // not the last of its batch

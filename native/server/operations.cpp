@@ -83,6 +83,7 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::read_region:
     case wire::Operation::inquire:
     case wire::Operation::read_table:
+    case wire::Operation::withdraw:
     case wire::Operation::ping:
     case wire::Operation::count_: break;
   }
@@ -129,6 +130,7 @@ void Operations::close(Intake& intake) noexcept {
 
 Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
   if (header.operation == static_cast<std::uint8_t>(wire::Operation::replicate)) return replicate(header, intake);
+  if (header.operation == static_cast<std::uint8_t>(wire::Operation::submit)) return submit(header, intake);
   if (!intake.refusal.ok()) return refused(intake.refusal);
   switch (static_cast<wire::Operation>(header.operation)) {
     case wire::Operation::read_block: return read_block(header);
@@ -142,6 +144,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::inquire:
       return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
     case wire::Operation::read_table: return read_table(header);
+    case wire::Operation::withdraw: return withdraw(pointer_of(header));
     case wire::Operation::ping: return {};
     case wire::Operation::replicate: return replicate(header, intake);
     case wire::Operation::control: {
@@ -373,18 +376,38 @@ void Operations::refuse_tasks(ServerId lost, std::uint16_t incarnation) {
 }
 
 Answer Operations::submit(const wire::RequestHeader& header, Intake& intake) {
+  Status status = std::exchange(intake.refusal, Status());
+  if (!intake.submit_refusal.ok()) {
+    discard(intake);  // what follows a refused one is not queued either: those that are come first
+  } else {
+    if (status.ok()) status = queue_task(header, intake);
+    if (status.ok()) ++intake.submitted;
+    intake.submit_refusal = std::move(status);
+  }
+  Answer answer;
+  answer.kind = Answer::Kind::none;
+  if ((header.argument & wire::Submit::kMore) != 0) return answer;
+  status = std::exchange(intake.submit_refusal, Status());
+  answer.pointer.extent_bytes = std::exchange(intake.submitted, 0);
+  if (!status.ok() && answer.pointer.extent_bytes == 0) return refused(std::move(status));
+  answer.kind = Answer::Kind::reply;
+  return answer;
+}
+
+Status Operations::queue_task(const wire::RequestHeader& header, Intake& intake) {
   const Result<GlobalPointer> task = publish(intake);
-  if (!task.ok()) return refused(task.status());
+  if (!task.ok()) return task.status();
   heap_.set_owner(task.value(), heap::owner_word(heap::OwnerKind::queue, {}));
   std::vector<GlobalPointer> moved = owned_elsewhere(task.value());  // a worker may be done with it at once
   const std::shared_lock<std::shared_mutex> no_loss(losing_);
   if (incarnation_of(header.colour) <= refused_[Address(header.address).server() % kServersPerClusterMax]) {
     free_tree(task.value());  // what it moves has no other owner any more
-    return refused(Status(Code::server_lost, "the sender's server is lost"));
+    return Status(Code::server_lost, "the sender's server is lost");
   }
-  if (Status pushed = queue_.push(task.value(), pointer_of(header), header.argument); !pushed.ok()) {
+  const auto retries = static_cast<std::uint32_t>(header.argument & ~wire::Submit::kMore);
+  if (Status pushed = queue_.push(task.value(), pointer_of(header), retries); !pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
-    return refused(std::move(pushed));
+    return pushed;
   }
   for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
   return {};
@@ -417,6 +440,15 @@ Answer Operations::replicate(const wire::RequestHeader& header, Intake& intake) 
   if (status.ok()) status = replicas_.commit(intake.batch);
   replicas_.abandon(intake.batch);
   if (!status.ok()) return refused(std::move(status));
+  return {};
+}
+
+// What it would have moved goes with it: as a task that has run, it owned that.
+Answer Operations::withdraw(const GlobalPointer& record) {
+  const std::optional<tasks::Entry> entry = queue_.withdraw(record);
+  if (!entry) return refused(Status(Code::not_found, "no such task waits here"));
+  free_tree(entry->task);
+  queue_.finish(*entry);
   return {};
 }
 

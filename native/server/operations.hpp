@@ -46,6 +46,9 @@ struct Intake {
   // Replicas received since the last commit of this connection, and why they will be refused, if they will.
   std::vector<StagedReplica> batch;
   Status batch_refusal;
+  // Likewise of a batch of submissions: how many are queued, and why the others are not.
+  std::uint64_t submitted = 0;
+  Status submit_refusal;
 };
 
 // What goes back.
@@ -112,6 +115,7 @@ class Operations {
   Answer submit(const wire::RequestHeader& header, Intake& intake);
   Answer complete(const wire::RequestHeader& header, Intake& intake);
   Answer replicate(const wire::RequestHeader& header, Intake& intake);
+  Answer withdraw(const GlobalPointer& record);
 
   // Where a version is in this partition: it itself, or its replica here if its server was lost and this one
   // answers in its place. Not found otherwise.
@@ -127,6 +131,7 @@ class Operations {
   Result<GlobalPointer> publish(Intake& intake);
   void take_notice(const wire::FreeItem& item);
   void free_tree(const GlobalPointer& local);
+  Status queue_task(const wire::RequestHeader& header, Intake& intake);
   [[nodiscard]] std::vector<GlobalPointer> owned_elsewhere(const GlobalPointer& local) const;
 
   heap::Heap& heap_;

@@ -1,10 +1,13 @@
 #include "server/peers.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
+#include "base/ensure.hpp"
 #include "server/call.hpp"
 #include "server/peers_pool.hpp"
 #include "server/snapshot.hpp"
@@ -146,24 +149,46 @@ Result<GlobalPointer> Peers::put_bytes(ServerId server, std::span<const std::byt
 }
 
 Status Peers::submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries) {
-  BlockBody body;
-  if (Status status = body.open(pool_->partition, task); !status.ok()) return status;
-  HandOver hand_over;
-  if (Status status = pool_->replicate(body.block(), hand_over); !status.ok()) return status;
+  const Submission one{task, record, retries};
+  const Result<std::size_t> queued = submit_all(server, {&one, 1});
+  return queued.ok() ? Status() : queued.status();
+}
+
+Result<std::size_t> Peers::submit_all(ServerId server, std::span<const Submission> tasks) {
+  ensure(!tasks.empty() && tasks.size() <= kSubmitsPerBatchMax, "a batch has some submissions, and not too many");
+  std::vector<BlockBody> bodies(tasks.size());
+  std::vector<HandOver> hand_overs(tasks.size());
+  std::vector<wire::RequestHeader> headers(tasks.size());
+  std::vector<iovec> before;
+  for (std::size_t index = 0; index < tasks.size(); ++index) {
+    const Submission& each = tasks[index];
+    if (Status status = bodies[index].open(pool_->partition, each.task); !status.ok()) return status;
+    if (Status status = pool_->replicate(bodies[index].block(), hand_overs[index]); !status.ok()) return status;
+    const bool is_last = index + 1 == tasks.size();
+    headers[index] = request_for(wire::Operation::submit, each.record, each.task.extent_bytes);
+    headers[index].argument =
+        static_cast<std::uint16_t>(each.retries | (is_last ? 0U : std::uint32_t{wire::Submit::kMore}));
+    if (is_last) continue;
+    before.push_back({&headers[index], sizeof headers[index]});
+    for (const iovec& part : bodies[index].parts()) before.push_back(part);
+  }
   Call call;
-  call.request = request_for(wire::Operation::submit, record, task.extent_bytes);
-  call.request.argument = static_cast<std::uint16_t>(retries);
-  call.body = body.parts();
+  call.request = headers.back();
+  call.body = bodies.back().parts();
+  call.before = before;
   // When a server is lost, its row gets another epoch first and then its records are settled as lost. So a
   // record that is still pending under this epoch will not be settled while its task runs on the successor.
   call.epoch = pool_->partition.endpoint(server).epoch;
-  if (pool_->partition.is_local(record.address) &&
-      tasks::Queue::look(pool_->partition, record) != tasks::RecordState::pending) {
-    return Status(Code::server_lost, "server " + std::to_string(server) + " has just been lost");
+  for (const Submission& each : tasks) {
+    if (pool_->partition.is_local(each.record.address) &&
+        tasks::Queue::look(pool_->partition, each.record) != tasks::RecordState::pending) {
+      return Status(Code::server_lost, "server " + std::to_string(server) + " has just been lost");
+    }
   }
-  Status status = pool_->ask(server, call);
-  if (status.ok()) pool_->settle(hand_over);
-  return status;
+  if (Status status = pool_->ask(server, call); !status.ok()) return status;
+  const std::size_t queued = std::min<std::size_t>(call.reply.extent_bytes, tasks.size());
+  for (std::size_t index = 0; index < queued; ++index) pool_->settle(hand_overs[index]);
+  return queued;
 }
 
 Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion) {
@@ -249,6 +274,12 @@ Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
   table.children.resize(header.child_count);
   std::memcpy(static_cast<void*>(table.children.data()), body.data() + sizeof header, table_bytes);
   return table;
+}
+
+Status Peers::withdraw(ServerId server, const GlobalPointer& record) {
+  Call call;
+  call.request = request_for(wire::Operation::withdraw, record, 0);
+  return pool_->ask(server, call);
 }
 
 Status Peers::ping(ServerId server) {

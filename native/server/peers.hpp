@@ -6,8 +6,8 @@
 //
 // Every call ends within kPeerTimeoutMs of the peer's silence (a stopped or unplugged peer), and at once when
 // the peer's process is gone: Code::server_lost. A pooled connection that turns out to be dead is replaced
-// once by a fresh one, for the operations that may be executed twice (all but put_block and submit, for which
-// the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
+// once by a fresh one, for the operations that may be executed twice (all but put_block, submit and withdraw,
+// for which the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
 // blocks with it.
 //
 // Where the lost server has a backup (Endpoint::backup), operations that may be executed twice wait instead, at
@@ -74,6 +74,14 @@ class Peers {
   // Queue the task block there, its completion to come to `record` (a record in some partition, ours
   // usually). server_lost leaves open whether it was queued.
   Status submit(ServerId server, const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0);
+  // As submit(), for at most kSubmitsPerBatchMax tasks in one message and one reply; how many are queued: the first
+  // ones. server_lost leaves open which.
+  struct Submission {
+    GlobalPointer task;
+    GlobalPointer record;
+    std::uint32_t retries = 0;
+  };
+  Result<std::size_t> submit_all(ServerId server, std::span<const Submission> tasks);
   // Whether that server has the task of this record, queued or running: ok, or not_found.
   Status inquire(ServerId server, const GlobalPointer& record);
   // Of the version that lives at the address of `block`, wherever that is: 0 messages here, else 1 round trip.
@@ -83,6 +91,8 @@ class Peers {
     std::vector<heap::ChildPointer> children;
   };
   Result<Table> read_table(const GlobalPointer& block);
+  // Takes back the task of this record, if it waits there: ok, or not_found. server_lost leaves open whether it was.
+  Status withdraw(ServerId server, const GlobalPointer& record);
   // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);

@@ -120,7 +120,8 @@ void Reaper::drop_records(Estate& estate) {
                     .since = Clock::now()};
     const std::uint64_t address = record->call.load();
     bool was_sent = address != 0;
-    if (was_sent && address != tasks::Record::kCallArrived) {
+    waiting.is_unsure = address == tasks::Record::kCallUnsure;
+    if (was_sent && !waiting.is_unsure && address != tasks::Record::kCallArrived) {
       const Result<heap::Block> call = partition.find(Address(address), kNoColour);
       if (call.ok() && call.value().header().codec == tasks::kTaskCodec) {
         const heap::BlockHeader& header = call.value().header();

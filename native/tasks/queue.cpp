@@ -252,22 +252,26 @@ void Queue::finish(const Entry& entry) noexcept {
   kill_point("queue.finish.after");
 }
 
-bool Queue::withdraw(const GlobalPointer& task) noexcept {
+std::optional<Entry> Queue::withdraw(const GlobalPointer& record) noexcept {
   Ring& ring = *ring_;
-  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
-    Slot& slot = ring.slot(index);
+  const std::uint64_t first = ring.head().head.load();
+  const std::uint64_t last = std::min(ring.head().tail.load(), first + kQueueEntries);
+  for (std::uint64_t ticket = last; ticket > first;) {
+    Slot& slot = ring.slot(--ticket);
     std::uint64_t seen = slot.state.load();
-    if (phase_of(seen) != Phase::ready || !(get(slot.task) == task)) continue;
-    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::reserved, ticket_of(seen), ring.self_)))
-      continue;
+    if (phase_of(seen) != Phase::ready || !(get(slot.record) == record)) continue;
+    if (!slot.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), ring.self_))) continue;
+    const Entry entry = ring.read(slot, ticket);
     // The words were read before the entry was ours, and may have been two tasks' halves.
-    if (get(slot.task) == task) {
-      slot.state.store(word_of(Phase::empty, ticket_of(seen), {}));
-      return true;
+    if (!(entry.record == record)) {
+      ring.make_ready(slot, entry.ticket);
+      continue;
     }
-    ring.make_ready(slot, slot.ticket.load());
+    kill_point("queue.withdraw.running");
+    ensure(advance(slot, TaskEvent::Start), "a waiting task had a fate");
+    return entry;
   }
-  return false;
+  return std::nullopt;
 }
 
 std::vector<Held> Queue::take_unbound(std::uint32_t most) {

@@ -43,9 +43,9 @@ enum class Delivery : std::uint8_t {
 };
 
 // The whole outcome of a task in one word, so that it happens in one compare-and-swap: pending carries the
-// record's own colour (a late completion cannot hit the block that reused the memory), anything else where
-// the completion block is, or, below kBlocklessMax, the rest of a state that brings no block. The low half is the
-// futex a join waits on.
+// record's own colour (a late completion cannot hit the block that reused the memory) and whether anybody sleeps,
+// anything else where the completion block is, or, below kBlocklessMax, the rest of a state that brings no block. The
+// low half is the futex a join waits on.
 struct RecordOutcome {
   static constexpr std::uint64_t kBlocklessMax = 16;  // no block begins below as many times its alignment
   std::atomic<std::uint64_t> word;
@@ -66,6 +66,7 @@ struct Record {
   // Address of the call block while it may not have arrived, then kCallArrived; 0 before it is sent. Its spawner.
   std::atomic<std::uint64_t> call;
   static constexpr std::uint64_t kCallArrived = ~0ULL;
+  static constexpr std::uint64_t kCallUnsure = ~0ULL - 1;  // its spawner has asked another server to take it back
   // The completion block, in this partition; null if there is none. Filled by wait() before it returns, from
   // the outcome and the block's header: not before.
   std::atomic<std::uint64_t> address;
@@ -126,8 +127,10 @@ class Queue {
   // The completion has arrived, or nobody is left to get it: the entry is empty again (the task block is the
   // caller's to free).
   void finish(const Entry& entry) noexcept;
-  // Takes back one entry that still waits (cancel). False if it runs already.
-  bool withdraw(const GlobalPointer& task) noexcept;
+  // Takes the entry of this record's task, if it still waits, as its worker would: to run it, or to cancel it. For
+  // that the caller says that it has returned, with no completion, settles its record, frees its block and finishes the
+  // entry; wherever it dies on the way, its reaper finds a task that ran and goes on. Looks at the newest first.
+  std::optional<Entry> withdraw(const GlobalPointer& record) noexcept;
   // For another server: of the tasks that wait, are not bound, and whose records are in this partition, the older half
   // of those that this server's idle processes are not about to take, at most `most`. Each is running by this process
   // and has not begun: the caller hands it over and calls finish(), or run_again().
@@ -156,7 +159,8 @@ class Queue {
   // Records, in this partition. `lends`: what the task is lent, with kShared or kMutable; `under`: Record::under.
   static Result<GlobalPointer> make_record(heap::Heap& heap, ServerId target,
                                            std::span<const heap::ChildPointer> lends = {}, std::uint64_t under = 0);
-  // pending -> state, with the completion block; wakes the waiter. A dropped record goes with the call.
+  // pending -> state, with the completion block; wakes who waits for it, and tells the process that made the record
+  // (arrivals.hpp). A dropped record goes with the call.
   static Delivery complete(heap::Heap& heap, const GlobalPointer& record, RecordState state,
                            const GlobalPointer& completion) noexcept;
   // Waits for the record to leave pending: timed_out, interrupted or closed otherwise.

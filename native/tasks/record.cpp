@@ -10,6 +10,7 @@
 #include "base/futex.hpp"
 #include "base/kill_point.hpp"
 #include "base/limits.hpp"
+#include "tasks/arrivals.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::tasks {
@@ -19,9 +20,15 @@ static_assert(std::endian::native == std::endian::little,
               "the futex is the low half of the outcome, which comes first");
 static_assert(sizeof(Record) == 56);
 
-// pending: the record's colour above two zero bits (three bits of the incarnation fall out, the counter stays).
+// pending: the record's colour above two zero bits and one that says that somebody sleeps until it changes (four bits
+// of the incarnation fall out, the counter stays).
+constexpr std::uint64_t kWaited = 4;
 constexpr std::uint64_t kCondemned = RecordOutcome::kCondemned;
-constexpr std::uint64_t pending_word(Colour record) noexcept { return (record << 2) & ~kCondemned; }
+constexpr std::uint64_t pending_word(Colour record) noexcept { return (record << 3) & ~kCondemned; }
+// Whoever sleeps there, and whether it is condemned or not.
+constexpr bool is_pending(std::uint64_t word, Colour record) noexcept {
+  return (word & ~(kCondemned | kWaited)) == pending_word(record);
+}
 constexpr std::uint64_t dropped_word(Colour record) noexcept {
   return pending_word(record) | static_cast<std::uint64_t>(RecordState::dropped);
 }
@@ -40,6 +47,11 @@ static_assert(RecordOutcome::kBlocklessMax * kBlockAlignment < 4096, "the first 
 const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   const void* low_half = &record.state.word;  // its address is all the kernel needs
   return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
+}
+
+heap::ProcessId maker_of(const heap::Partition& partition, const GlobalPointer& record) noexcept {
+  const Result<heap::Block> block = partition.find(record.address, record.colour);
+  return block.ok() ? heap::owner_process(block.value().header().owner.load()) : heap::ProcessId{};
 }
 
 }  // namespace
@@ -75,14 +87,18 @@ Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordSt
   Record* found = find_record(heap.partition(), record);
   if (found == nullptr || state == RecordState::pending) return Delivery::repeated;
   kill_point("record.complete.before");
-  std::uint64_t expected = pending_word(record.colour);
-  if (found->state.word.compare_exchange_strong(expected, outcome_word(state, completion))) {
+  // Before the word changes: afterwards the record may be gone.
+  const heap::ProcessId maker = maker_of(heap.partition(), record);
+  std::uint64_t expected = found->state.word.load();
+  while (is_pending(expected, record.colour) && (expected & kCondemned) == 0) {
+    if (!found->state.word.compare_exchange_weak(expected, outcome_word(state, completion))) continue;
     kill_point("record.complete.after");
-    futex_wake(futex_of(*found), kEverybody);
+    if ((expected & kWaited) != 0) futex_wake(futex_of(*found), kEverybody);
+    Arrivals::tell(heap.partition(), maker, record.address);
     return Delivery::applied;
   }
   // What comes from a lost server counts no longer: whoever brings it frees all of it, and the record stays.
-  if ((expected & ~kCondemned) == pending_word(record.colour) || expected == (dropped_word(record.colour) | kCondemned))
+  if (is_pending(expected, record.colour) || expected == (dropped_word(record.colour) | kCondemned))
     return Delivery::unwanted;
   // Freeing the record decides between two that come for a dropped one.
   const bool was_dropped = expected == dropped_word(record.colour);
@@ -112,7 +128,12 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return Status(Code::timed_out, "the task has not completed");
     const Deadline slice = std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs));
-    if (futex_wait(futex_of(*record), static_cast<std::uint32_t>(word), slice) == Wake::interrupted) {
+    // By compare-and-swap, as all that is done to a record: another thread may have freed it meanwhile.
+    if (!is_pending(word, pointer.colour)) return Status(Code::not_found, "the record is another's");
+    const std::uint64_t waited = word | kWaited;
+    std::uint64_t seen = word;
+    if (word != waited && !record->state.word.compare_exchange_strong(seen, waited)) continue;
+    if (futex_wait(futex_of(*record), static_cast<std::uint32_t>(waited), slice) == Wake::interrupted) {
       return Status(Code::interrupted, "a signal arrived");
     }
   }
@@ -121,15 +142,16 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
 std::optional<RecordState> Queue::look(heap::Partition& partition, const GlobalPointer& record) noexcept {
   const Record* found = find_record(partition, record);
   if (found == nullptr) return std::nullopt;
-  const bool is_condemned = found->state.word.load() == (pending_word(record.colour) | kCondemned);
-  return is_condemned ? RecordState::lost : found->state.load();
+  const std::uint64_t word = found->state.word.load();
+  const bool is_condemned = is_pending(word, record.colour) && (word & kCondemned) != 0;
+  return is_condemned ? RecordState::lost : state_of(word);
 }
 
 bool Queue::refuse(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
   Record* record = find_record(partition, pointer);
   if (record == nullptr) return false;
-  std::uint64_t word = pending_word(pointer.colour);
-  while ((word & ~kCondemned) == pending_word(pointer.colour)) {
+  std::uint64_t word = record->state.word.load();
+  while (is_pending(word, pointer.colour)) {
     const std::uint64_t dropped = dropped_word(pointer.colour) | (word & kCondemned);
     if (record->state.word.compare_exchange_strong(word, dropped)) return true;
   }
@@ -142,8 +164,8 @@ bool Queue::condemn(heap::Heap& heap, const GlobalPointer& pointer) noexcept {
   if (record == nullptr || !block.ok()) return false;
   std::uint64_t word = record->state.word.load();
   while (true) {
-    const bool is_out = word == pending_word(pointer.colour) || word == dropped_word(pointer.colour);
-    if (!is_out) return false;
+    const bool is_out = is_pending(word, pointer.colour) || word == dropped_word(pointer.colour);
+    if (!is_out || (word & kCondemned) != 0) return false;
     if (record->state.word.compare_exchange_weak(word, word | kCondemned)) break;
   }
   return block.value().header().child_count == 0 && settle(heap, pointer);
@@ -152,9 +174,13 @@ bool Queue::condemn(heap::Heap& heap, const GlobalPointer& pointer) noexcept {
 bool Queue::settle(heap::Heap& heap, const GlobalPointer& pointer) noexcept {
   Record* record = find_record(heap.partition(), pointer);
   if (record == nullptr) return false;
-  std::uint64_t word = pending_word(pointer.colour) | kCondemned;
-  if (record->state.word.compare_exchange_strong(word, outcome_word(RecordState::lost, {}))) {
+  const heap::ProcessId maker = maker_of(heap.partition(), pointer);
+  std::uint64_t word = record->state.word.load();
+  while (is_pending(word, pointer.colour) && (word & kCondemned) != 0) {
+    const std::uint64_t lost = outcome_word(RecordState::lost, {});
+    if (!record->state.word.compare_exchange_weak(word, lost)) continue;
     futex_wake(futex_of(*record), kEverybody);
+    Arrivals::tell(heap.partition(), maker, pointer.address);
     return true;
   }
   return word == (dropped_word(pointer.colour) | kCondemned) && heap.free_shallow(pointer).ok();

@@ -102,6 +102,7 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       break;
     case wire::Operation::submit:
       header = request(operation, record);
+      if (dice.once_in(3)) header.argument = wire::Submit::kMore;
       body = sample;
       break;
     case wire::Operation::complete:
@@ -114,7 +115,8 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       }
       break;
     case wire::Operation::read_table: header = request(operation, block); break;
-    case wire::Operation::inquire: header = request(operation, record); break;
+    case wire::Operation::inquire:
+    case wire::Operation::withdraw: header = request(operation, record); break;
     case wire::Operation::replicate: {
       const Address elsewhere = Address::make(4, (1 + dice.below(50)) * 4096);
       header = request(operation, {elsewhere, block.colour + dice.below(3), sample.size()}, 0,

@@ -150,6 +150,24 @@ void run_task(Heap& heap, Queue& queue, Peers& peers) {
   static_cast<void>(heap.free_shallow(record.value()));
 }
 
+// One task from its spawn to its cancellation.
+void cancel_task(Heap& heap, Queue& queue) {
+  const auto record = Queue::make_record(heap, heap.partition().server());
+  if (!record.ok()) return;
+  const GlobalPointer task = make_block(heap, 300, {make_block(heap, 10)});
+  test::block_at(heap.partition(), task.address).header().codec = tasks::kTaskCodec;
+  Queue::find_record(heap.partition(), record.value())->call.store(task.address.raw());
+  heap.set_owner(task, owner_word(OwnerKind::queue, {}));
+  static_cast<void>(queue.push(task, record.value(), 1));
+  if (const auto entry = queue.withdraw(record.value())) {  // as bind/tasks.cpp withdraws
+    static_cast<void>(queue.returned(*entry, {}));
+    static_cast<void>(Queue::complete(heap, record.value(), RecordState::lost, {}));
+    free_tree(heap, entry->task);
+    queue.finish(*entry);
+  }
+  static_cast<void>(heap.free_shallow(record.value()));
+}
+
 // Without end: the kill point ends it.
 [[noreturn]] void live(const Partition& parents, std::uint32_t seed, std::uint32_t point, std::uint32_t nth) {
   auto attached = Partition::attach(::dup(parents.memfd()));
@@ -163,6 +181,7 @@ void run_task(Heap& heap, Queue& queue, Peers& peers) {
   arm_kill_point(point, nth, KillAction::kill);
   while (true) {
     run_task(heap, queue, peers);
+    cancel_task(heap, queue);
     const GlobalPointer tree = make_block(heap, 100, {make_block(heap, 200'000), make_block(heap, 10)});
     free_tree(heap, tree);
     free_tree(heap, make_block(heap, 3'000'000));

@@ -200,6 +200,68 @@ TEST("a submitted task waits in the queue with its record; a full queue is an an
   CHECK_EQ(bench.host.partition->live_blocks(), live);
 }
 
+TEST("a batch of submissions has one answer: how many are queued, all up to the first that was refused") {
+  Bench bench;
+  Host home(4);
+  const GlobalPointer record = tasks::Queue::make_record(*home.heap, 3).value();
+  const Bytes body = block_bytes(home, home.make(pattern(100), tasks::kTaskCodec));
+  Visitor visitor(bench.operations);
+  const auto submit = [&](int count) {
+    for (int index = 0; index < count; ++index) {
+      wire::RequestHeader header = request(Operation::submit, record, body.size());
+      header.argument = static_cast<std::uint16_t>(7 | (index + 1 < count ? wire::Submit::kMore : 0));
+      visitor.pipe.say(header);
+      visitor.pipe.say(body.data(), body.size());
+    }
+    CHECK_EQ(visitor.go(), Connection::Wants::event);
+  };
+  submit(5);
+  auto reply = visitor.pipe.hear<wire::ReplyHeader>();
+  CHECK(reply.code == 0 && reply.extent_bytes == 5);
+  CHECK_EQ(bench.host.queue->ready(), 5);
+  const GlobalPointer filler = bench.host.make(pattern(8));
+  for (std::uint32_t left = kQueueEntries - 5 - 2; left > 0; --left) CHECK(bench.host.queue->push(filler, record).ok());
+  const std::uint64_t live = bench.host.partition->live_blocks();
+  submit(5);
+  reply = visitor.pipe.hear<wire::ReplyHeader>();
+  CHECK(reply.code == 0 && reply.extent_bytes == 2);
+  CHECK_EQ(bench.host.partition->live_blocks(), live + 2);
+  submit(3);
+  CHECK_EQ(heard_code(visitor), Code::full);
+  CHECK_EQ(bench.host.partition->live_blocks(), live + 2);
+  bench.host.queue->finish(bench.host.queue->take(0).value());
+  submit(1);  // nothing of the refused batch is left over
+  reply = visitor.pipe.hear<wire::ReplyHeader>();
+  CHECK(reply.code == 0 && reply.extent_bytes == 1);
+}
+
+TEST("a task that waits is withdrawn with what it would have moved; one that runs or is gone is not") {
+  Bench bench;
+  Host home(4);
+  const GlobalPointer record = tasks::Queue::make_record(*home.heap, 3).value();
+  const Bytes body = block_bytes(home, home.make(pattern(100), tasks::kTaskCodec));
+  Visitor visitor(bench.operations);
+  const auto ask = [&](Operation operation) {
+    const Bytes& sent = operation == Operation::submit ? body : Bytes{};
+    visitor.pipe.say(request(operation, record, sent.size()));
+    if (!sent.empty()) visitor.pipe.say(sent.data(), sent.size());
+    CHECK_EQ(visitor.go(), Connection::Wants::event);
+    return heard_code(visitor);
+  };
+  const std::uint64_t live = bench.host.partition->live_blocks();
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK_EQ(ask(Operation::submit), Code::ok);
+  CHECK_EQ(ask(Operation::withdraw), Code::ok);
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK_EQ(ask(Operation::inquire), Code::not_found);
+  CHECK_EQ(bench.host.queue->ready() + bench.host.queue->running(), 0);
+  CHECK_EQ(bench.host.partition->live_blocks(), live);
+  CHECK_EQ(ask(Operation::submit), Code::ok);
+  const auto entry = bench.host.queue->take(0);
+  CHECK_EQ(ask(Operation::withdraw), Code::not_found);
+  CHECK(entry.ok() && bench.host.queue->running() == 1);
+}
+
 TEST("a completion settles its record once; a repeated one is answered ok and leaves nothing") {
   Bench bench;
   Host worker(4);

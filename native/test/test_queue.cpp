@@ -124,10 +124,12 @@ TEST("a task that waits can be withdrawn, one that runs cannot") {
   Queue queue(*host.heap);
   for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number)).ok());
   const auto running = queue.take(0);
-  CHECK(!queue.withdraw(task(0)));
-  CHECK(queue.withdraw(task(1)));
-  CHECK(!queue.withdraw(task(1)));
-  CHECK(!queue.withdraw(task(9)));
+  CHECK(!queue.withdraw(record(0)));
+  const auto back = queue.withdraw(record(1));
+  CHECK(back && back->task == task(1));
+  CHECK(!queue.withdraw(record(1)));
+  CHECK(!queue.withdraw(record(9)));
+  queue.finish(*back);
   CHECK(queue.take(0).value().task == task(2));
   queue.finish(running.value());
   CHECK_EQ(queue.running(), 1U);
@@ -249,7 +251,11 @@ TEST("many producers and consumers lose no task and run none twice") {
       for (std::uint64_t number = 0; number < kEach; ++number) {
         const std::uint64_t name = producer * kEach + number;
         CHECK(mine.push(task(name), record(name)).ok());
-        if (number % 50 == 0 && mine.withdraw(task(name))) CHECK(mine.push(task(name), record(name)).ok());
+        if (number % 50 != 0) continue;
+        if (const auto back = mine.withdraw(record(name))) {
+          mine.finish(*back);
+          CHECK(mine.push(task(name), record(name)).ok());
+        }
       }
     });
     threads.emplace_back([&, producer] {
@@ -399,7 +405,9 @@ TEST("producers and workers killed at any moment leave no entry that nobody answ
         static_cast<void>(mine.push(task(number), record(number)));
         const auto entry = mine.take(0);
         if (entry.ok() && number % 5 != 0) mine.finish(entry.value());
-        if (number % 7 == 0) static_cast<void>(mine.withdraw(task(number)));
+        if (number % 7 == 0) {
+          if (const auto back = mine.withdraw(record(number))) mine.finish(*back);
+        }
         if (mine.running() > 1000) ::raise(SIGKILL);
       }
     }

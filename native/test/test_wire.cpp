@@ -88,6 +88,9 @@ TEST("a request with a wrong magic number, operation, flag or argument is refuse
     }));
   }
   CHECK(is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax; }));
+  CHECK(is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax | wire::Submit::kMore; }));
+  CHECK(!is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax + 1; }));
+  CHECK(!is_accepted(Operation::submit, [](auto& header) { header.argument = 0x4000; }));
   CHECK(!is_accepted(Operation::ping, [](auto& header) { header.argument = 1; }));
 }
 

@@ -2,7 +2,7 @@
 The native half of drust: heap, handles, transport. Use it through the drust package.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from types import GenericAlias, TracebackType
 from typing import (
@@ -154,8 +154,6 @@ class Runtime:
 
     def record_server(self, record: _Pointer) -> int | None: ...
 
-    def withdraw(self, task: _Pointer, /) -> bool: ...
-
     def take_child(self, task: _Pointer, index: int) -> None: ...
 
     def take_task(self, timeout_ms: int) -> TaskEntry | None: ...
@@ -194,6 +192,18 @@ class Runtime:
 
     def copies(self) -> tuple[int, int]: ...
 
+    def withdraw(self, server: int, record: _Pointer) -> bool: ...
+
+    def tell_arrival(self, record: int) -> None: ...
+
+    def submit_many(
+        self, server: int, tasks: list[tuple[_Pointer, _Pointer]], retries: int = 0, bound: bool = False
+    ) -> int: ...
+
+    def take_task_of(self, record: _Pointer) -> TaskEntry | None: ...
+
+    def knows_task(self, server: int, record: _Pointer) -> bool: ...
+
     def allocate(self, codec: int, meta: bytes, buffer_bytes: Sequence[int], children: list[_Child]) -> Draft: ...
 
     def open_tied(self, parent: Pin) -> tuple[Pin, ...]: ...
@@ -207,6 +217,15 @@ class Runtime:
     def loads(self, servers: int) -> list[tuple[int, int, int, int, int, int, int, int]]: ...
 
     def set_load(self, server: int, row: _LoadWords) -> None: ...
+
+class Arrivals:
+    """Which tasks of this process have ended, from now on."""
+
+    def __init__(self, runtime: Runtime) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def wait(self, timeout_ms: int) -> list[int] | None: ...
 
 COUNTER_NAMES: tuple[str, ...] = ...
 
@@ -567,6 +586,14 @@ class Ref(Generic[T_co]):
     ) -> None:
         """Ends the borrow; arrays it handed out are revoked."""
 
+    def __aenter__(self) -> Coroutine[Any, Any, T_co]:
+        """As `__enter__`; an event loop goes on meanwhile."""
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> Coroutine[Any, Any, None]:
+        """As `__exit__`."""
+
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
@@ -576,6 +603,8 @@ class Ref(Generic[T_co]):
     def _access(self) -> Literal["shared", "mutable"]: ...
     @property
     def _undo(self) -> bool: ...
+    @property
+    def _timeout(self) -> float | None: ...
     @property
     def _part(self) -> tuple[int, int, int] | None: ...
     @property
@@ -602,6 +631,14 @@ class RefMut(Generic[T]):
     ) -> None:
         """Ends the borrow; arrays it handed out are revoked."""
 
+    def __aenter__(self) -> Coroutine[Any, Any, T]:
+        """As `__enter__`; an event loop goes on meanwhile."""
+
+    def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> Coroutine[Any, Any, None]:
+        """As `__exit__`."""
+
     def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn: ...
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
@@ -611,6 +648,8 @@ class RefMut(Generic[T]):
     def _access(self) -> Literal["shared", "mutable"]: ...
     @property
     def _undo(self) -> bool: ...
+    @property
+    def _timeout(self) -> float | None: ...
     @property
     def _part(self) -> tuple[int, int, int] | None: ...
     @property

@@ -7,6 +7,7 @@ from drust.errors import (
     BorrowError,
     BorrowMutError,
     BorrowTimeoutError,
+    CancelledError,
     ClosedError,
     ClusterError,
     DrustError,
@@ -20,19 +21,24 @@ from drust.errors import (
     TaskError,
     WorkerLostError,
 )
+from drust.executor import Executor
 from drust.handles import empty, full, zeros
+from drust.parallel import map, spawn_many  # noqa: A004
 from drust.runtime import statistics
+from drust.scope import Scope, scope
 from drust.session import Session, current_session, init, shutdown
-from drust.tasks import JoinHandle, Scope, scope, spawn, spawn_to
+from drust.tasks import JoinHandle, spawn, spawn_to
 
 __all__ = [
     "BorrowError",
     "BorrowMutError",
     "BorrowTimeoutError",
     "Box",
+    "CancelledError",
     "ClosedError",
     "ClusterError",
     "DrustError",
+    "Executor",
     "JoinHandle",
     "MovedError",
     "OutOfMemoryError",
@@ -52,10 +58,12 @@ __all__ = [
     "empty",
     "full",
     "init",
+    "map",
     "register",
     "scope",
     "shutdown",
     "spawn",
+    "spawn_many",
     "spawn_to",
     "statistics",
     "zeros",

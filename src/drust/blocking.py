@@ -3,12 +3,22 @@
 `section()` surrounds every wait for another task. In a worker it sees to it that one more thread takes tasks
 from the queue while this one sleeps, so that a task that joins its own children never starves them. In a
 driver it is nothing.
-Rejected: running another task on top of the blocked one's stack (the one below cannot go on before the one
-above ends: two tasks that wait for each other would deadlock).
+
+A task that waits for one that no worker has begun runs that one itself: `help()`. It could not go on before
+that one has ended anyway, so nothing waits longer than it must; and a recursion of spawn and join goes down
+one branch, as a call would, with a thread for every twentieth level rather than for each.
+
+Rejected: running any *other* task on top of the blocked one's stack (the one below cannot go on before the
+one above ends: two tasks that wait for each other would deadlock); a thread for each task that blocks (10,000
+levels are 10,000 threads, and a tree of calls is run breadth first, so that nearly all of it blocks at once);
+a greenlet for each (each of their switches copies stacks, and C code below a task, as in a sort's key
+function, cannot be left).
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
+
+from drust.runtime import Pointer
 
 
 class Pool(Protocol):
@@ -16,6 +26,10 @@ class Pool(Protocol):
 
     def section(self) -> AbstractContextManager[None]:
         """Surrounds a wait."""
+        ...
+
+    def help(self, record: Pointer) -> bool:
+        """Runs the task of that record."""
         ...
 
 
@@ -32,3 +46,12 @@ def section() -> AbstractContextManager[None]:
     """Surrounds a wait for other tasks."""
     pool = _Registered.pool
     return nullcontext() if pool is None else pool.section()
+
+
+def help(record: Pointer) -> bool:  # noqa: A001 - Python's own is for consoles
+    """Runs the task of a record of this process, on this server, if no worker has begun it: whether it did.
+
+    For a thread that is about to wait for just that task. In a driver it never does.
+    """
+    pool = _Registered.pool
+    return pool is not None and pool.help(record)

@@ -139,6 +139,7 @@ class Outgoing:
         """The lease of the task that lends on, by this call, what it was lent itself."""
         self.poll: Callable[[int], bool] = _never  # the join handle's, once there is one
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
+        self._also_kept: _core.Pin | None = None  # of a function among the arguments, too
         self._function = shipped.reference
         self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
         self._pin: _core.Pin | None = None
@@ -154,7 +155,11 @@ class Outgoing:
     @property
     def must_outlive(self) -> bool:
         """Whether it must be kept until the task has ended, joined or not: lends, or its function's bytes."""
-        return bool(self.lends) or self._kept[0] is not None
+        return bool(self.lends) or self._kept[0] is not None or self._also_kept is not None
+
+    def keep(self, shipped: shipping.Shipped) -> None:
+        """A function that its arguments name."""
+        self._also_kept = shipped.pin
 
     def outcome_of(self, loss: Loss) -> str:
         """What becomes of its mutable lends when it is lost, for the error."""
@@ -168,7 +173,7 @@ class Outgoing:
         if args or kwargs:
             encoded = codecs.encode_arguments((args, kwargs), _ARGUMENT_HANDLES)
         else:
-            encoded = _no_arguments()
+            encoded = _EMPTY
         if self.retries and any(isinstance(handle, _core.Box) for handle, _ in encoded.children):
             raise ConfigError(
                 variable="retry=",
@@ -262,6 +267,12 @@ class Outgoing:
         else:
             for pointer, tree in completion.end.frees:
                 runtime.current().free(pointer, shallow=not tree)
+
+    def withdrawn(self) -> None:
+        """Ends every lend of a task that was taken back before it began; its block is gone already."""
+        for lend in self.lends:
+            lend.guard._end_lend(self, "rolled_back")
+        self.lends.clear()
 
     def lost(self, loss: Loss) -> None:
         """Ends every lend of a task that will not return: all rolled back, or all poisoned."""
@@ -394,9 +405,11 @@ class Completion:
                 value = handles.take_value(pointer)
                 runtime.current().take_child(self._pin.pointer, 0)
                 return value, None
-            value = codecs.pickling.PickleCodec().decode(
-                self._pin, True, lambda child: handles.receive(self._pin, child)
-            )
+            value = None
+            if self._pin.buffer_count:
+                value = codecs.pickling.PickleCodec().decode(
+                    self._pin, True, lambda child: handles.receive(self._pin, child)
+                )
         except Exception as error:  # noqa: BLE001 - whatever it is, the join is told
             what = "what it raised" if self._header.raised else "its result"
             undecodable = TaskError(
@@ -439,6 +452,14 @@ class Incoming(NamedTuple):
     header: CallHeader
     pin: _core.Pin
 
+    def arguments(self, load: Callable[[int], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """By position and by keyword. `load` gives what stands for a child: a Box, or a value lent."""
+        if not self.pin.buffer_count:
+            return (), {}
+        block = handles.PrivateBytes(self.pin) if self.header.again else self.pin
+        args, kwargs = codecs.pickling.PickleCodec().decode(block, True, load)
+        return args, kwargs
+
 
 def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
     """The call block behind a queue entry, which owns it until the task has ended."""
@@ -468,16 +489,8 @@ def open_lent(
     return lends.TravellingPart(pointer, part.region, part.layout, lease)
 
 
-@cache
-def _no_arguments() -> codecs.Encoded:
-    """The arguments of a call that has none: encoded once."""
-    return codecs.encode_arguments(((), {}), {})
-
-
-@cache
-def _nothing() -> codecs.Encoded:
-    """None, the most frequent result: encoded once."""
-    return codecs.encode_arguments(None, {})
+_EMPTY = codecs.Encoded(codecs.PICKLE, b"", [])
+"""The arguments of a call that has none, and None as a result: no buffer, so nothing to write and to read."""
 
 
 @cache
@@ -520,7 +533,7 @@ class Outcome:
         header = CompletionHeader(raised, self._lends, worker_name(), text)
         room: list[Child] = [(0, 0, 0, LENT_SHARED)] * (self._lends + 1)
         if remote and not raised:
-            whole = _nothing() if value is None else codecs.encode(value)
+            whole = _EMPTY if value is None else codecs.encode(value)
             if whole.nbytes > APART_BYTES:
                 # It travels as one value: with replicas, if one of the Boxes in it has them.
                 has_replicas = any(box._excepted for box, _ in whole.children)
@@ -528,8 +541,8 @@ class Outcome:
                 self._apart = handles.write_encoded(whole)
                 apart = msgspec.structs.replace(header, apart=True)
                 child = (*self._apart.pointer, excepted)
-                return draft_block(_core.COMPLETION_CODEC, apart, _nothing(), [child, *room])
-        encoded = _nothing() if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
+                return draft_block(_core.COMPLETION_CODEC, apart, _EMPTY, [child, *room])
+        encoded = _EMPTY if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
         try:
             flags = [EXCEPTED if box._excepted else 0 for box, _ in encoded.children]
             for box, _ in encoded.children:

@@ -16,6 +16,7 @@ base as well.
 Rejected: messages written at the raising site; they end up in five wordings and lose the fields.
 """
 
+import concurrent.futures
 import pickle
 import queue
 import re
@@ -452,6 +453,16 @@ class QueueFullError(ClusterError, queue.Full):
     capacity: int = 0
 
 
+class TooManyBlockedError(ClusterError):
+    """A task that is about to wait needs a thread for those that run meanwhile, and the system gives none."""
+
+    template = "this worker has {threads} threads, most of which wait for tasks, and gets no more[: {reason}]"
+    advice = "Join fewer tasks from within tasks at a time, or allow more threads (ulimit -u, pids.max)."
+
+    threads: int = 0
+    reason: str = ""
+
+
 # -- tasks, and us -----------------------------------------------------------------------------------------
 
 
@@ -468,6 +479,16 @@ class TaskError(DrustError):
     worker: str = ""
     error: str = ""  # the exception's type and text
     traceback: str = ""  # the remote traceback, as text
+
+
+class CancelledError(TaskError, concurrent.futures.CancelledError):
+    """A task was taken back before a worker had begun it: by `cancel()`, or because its scope failed.
+
+    What it was lent is as before. Boxes that were moved to it are gone, as if it had run and dropped them.
+    """
+
+    template = "{task} was cancelled before a worker had begun it"
+    advice = "Spawn it again if it is wanted after all."
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - a reader meets the name above a traceback

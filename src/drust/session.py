@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from drust import runtime, shipping
+from drust import arrivals, runtime, shipping
 from drust.config import Config
 from drust.engines.local import LocalCluster
 from drust.errors import ConfigError, ServerLostError
@@ -69,6 +69,7 @@ class Session:
             for look in _before_close:
                 look(self)
             _session = None
+        arrivals.stop()
         shipping.forget()
         runtime.detach()
         self._cluster.close()

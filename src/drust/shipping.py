@@ -126,10 +126,15 @@ def forget() -> None:
 
 
 def _resolves(module: str, name: str, function: object) -> bool:
-    found: Any = sys.modules.get(module)
+    return _named(sys.modules.get(module), name) is function
+
+
+def _named(module: object, name: str) -> Any:
+    """What a module has under a dotted name; None if there is no such thing."""
+    found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
-    return found is function
+    return found
 
 
 def _version(function: object) -> list[object] | None:
@@ -217,9 +222,11 @@ def resolve(reference: FunctionReference) -> Callable[..., Any]:
     """
     if reference.pointer is None:
         try:
-            found: Any = importlib.import_module(reference.module)
-            for part in reference.name.split("."):
-                found = getattr(found, part)
+            found = _named(sys.modules.get(reference.module), reference.name)
+            if found is None:  # not imported, or another thread is in the middle of that
+                found = _named(importlib.import_module(reference.module), reference.name)
+            if found is None:
+                raise AttributeError(f"module {reference.module!r} has no {reference.name!r}")
         except (ImportError, AttributeError) as error:
             raise TaskError(task=f"{reference.module}.{reference.name}", error=str(error)) from error
         function: Callable[..., Any] = found

@@ -1,4 +1,4 @@
-"""spawn, spawn_to, scope, JoinHandle: run a function on a worker, lend or move it values, get its result.
+"""spawn, spawn_to, JoinHandle: run a function on a worker, lend or move it values, get its result.
 
 The call site says how it passes, as in Rust: `f(box)` moves, `box.borrow()` lends shared, `box.borrow_mut()`
 lends exclusively. A task is a block in the heap (the pickled call, with moved boxes and lends as pointers)
@@ -9,15 +9,16 @@ Source: Ma et al., OSDI'24, sections 4.1.2 and 4.2.
 """
 
 import itertools
+import logging
 import threading
 import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from drust import _core, blocking, calls, runtime, shipping
+from drust import _core, arrivals, blocking, calls, runtime, shipping, submitting
 from drust.errors import (
     BorrowTimeoutError,
+    CancelledError,
     ConfigError,
     DrustError,
     ResultRefusedError,
@@ -34,6 +35,7 @@ _SILENCE_S = 4.0  # as kPeerTimeoutMs: a server of which nobody says that it has
 _DONE = 1  # of a record, as tasks::RecordState; else its task was lost
 _REFUSED, _REFUSED_POISONED = 6, 10  # or it has returned, and there was no room here for its completion
 RETRIES_MAX = 1000
+_log = logging.getLogger("drust")
 
 _POLLED_PER_SPAWN = 2
 
@@ -50,10 +52,12 @@ class JoinHandle(Generic[T]):
     __slots__ = (
         "__weakref__",
         "_call",
+        "_callbacks",
         "_decision",
         "_epoch",
         "_error",
         "_finished",
+        "_is_unsure",
         "_lock",
         "_record",
         "_runtime",
@@ -76,6 +80,24 @@ class JoinHandle(Generic[T]):
         self._value: Any = None
         self._error: BaseException | None = None
         self._lock = threading.RLock()  # of settling: a join and a borrow that polls may meet
+        self._callbacks: list[Callable[[JoinHandle[T]], object]] = []  # protected by _lock
+        self._is_unsure = False  # whether it was cancelled: the answer did not come
+
+    def keep(self, shipped: shipping.Shipped) -> None:
+        """A function that the task names in its arguments: its bytes must outlive the task."""
+        if self._call is not None:
+            self._call.keep(shipped)
+            _outlive(self, self._call)
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether it was cancelled and the answer did not come: the next look finds out."""
+        return self._is_unsure
+
+    @property
+    def key(self) -> int:
+        """What `arrivals` calls this task: the address of its record."""
+        return self._record[0]
 
     @property
     def server(self) -> int:
@@ -106,6 +128,101 @@ class JoinHandle(Generic[T]):
         """Whether the task has ended, without waiting. No message."""
         return self._finished or self.poll()
 
+    def cancelled(self) -> bool:
+        """Whether the task was taken back before it began. No message."""
+        return self.done() and isinstance(self._error, CancelledError)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has ended, as far as was looked, with an error other than its cancellation."""
+        return self._error is not None and not isinstance(self._error, CancelledError)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Waits for the task and returns what it raised, or None. As `join` otherwise."""
+        try:
+            self.join(timeout)
+        except BaseException as error:
+            if error is self._error:
+                return error
+            raise
+        return None
+
+    def cancel(self) -> bool:
+        """Takes the task back if no worker has begun it. What it was lent is whole again at once.
+
+        A task that runs is not disturbed: Python has no safe way to. Boxes that were moved to it are freed,
+        as if it had run and dropped them. Joining raises CancelledError.
+        Cost: 0 messages on this server, 1 round trip elsewhere.
+
+        Returns:
+            Whether it is cancelled, by this call or an earlier one; False: it runs, or has ended.
+
+        Raises:
+            ServerLostError: its server did not answer. If that lives, waiting for the task tells.
+        """
+        if self.poll():
+            return self.cancelled()
+        with self._lock:
+            if self._call is None:
+                return self.cancelled()
+            try:
+                if not self._runtime.withdraw(self._server, self._record):
+                    return False
+            except ServerLostError:
+                self._is_unsure = True
+                raise
+            self._withdrawn(self._call)
+        self._tell()
+        return True
+
+    def _withdrawn(self, call: calls.Outgoing) -> None:
+        call.withdrawn()
+        self._settle(None, CancelledError(task=f"task {self.name}"))
+        self._runtime.tell_arrival(self.key)  # no completion will
+
+    def add_done_callback(self, function: "Callable[[JoinHandle[T]], object]") -> None:
+        """Calls `function` with this handle once the task has ended: at once if it has.
+
+        It is called in whichever thread meets the end first, often one of drust's own: it must not wait.
+        """
+        with self._lock:
+            is_over = self._finished
+            if not is_over:
+                self._callbacks.append(function)
+        if is_over:
+            function(self)
+        else:
+            arrivals.watch(self)
+
+    def abandon(self, error: DrustError) -> None:
+        """The session has ended, so no completion will come: who waits hears of that."""
+        with self._lock:
+            if not self._finished:
+                self._error, self._finished = error, True
+                _outstanding.pop(self, None)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Calls back, once, and without the lock."""
+        with self._lock:
+            functions, self._callbacks = self._callbacks, []
+        for function in functions:
+            try:
+                function(self)
+            except Exception:  # noqa: BLE001 - as futures do: the others are to be called all the same
+                _log.exception("drust: a callback of %r failed", self)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """`await handle`: as `join`, and the event loop goes on meanwhile.
+
+        If the waiting is cancelled, a task that no worker has begun is taken back.
+        """
+        if not self._finished:
+            from drust import aio
+
+            yield from aio.wake_in(self).__await__()
+        return self.join()
+
     def join(self, timeout: float | None = None) -> T:
         """Waits for the task and returns what it returned, or raises what it raised. May be called again.
 
@@ -124,9 +241,11 @@ class JoinHandle(Generic[T]):
             BaseException: whatever the task raised, with the remote traceback as its cause.
         """
         if not self.poll():
-            deadline = None if timeout is None else time.monotonic() + timeout
-            with blocking.section():
-                self._wait(deadline, timeout)
+            if timeout is None:
+                self.wait()
+            else:
+                with blocking.section():
+                    self._wait(time.monotonic() + timeout, timeout)
         if self._error is not None:
             try:
                 raise self._error.with_traceback(None)
@@ -139,9 +258,13 @@ class JoinHandle(Generic[T]):
 
     def wait(self) -> None:
         """Waits for the task to end, whatever became of it: raises nothing that it raised."""
-        if not self.poll():
+        if not self.poll() and not self.help():
             with blocking.section():
                 self._wait(None, None)
+
+    def help(self) -> bool:
+        """Runs the task in this thread, if that is a worker's and none has begun it: whether it has ended."""
+        return self._server == self._runtime.server and blocking.help(self._record) and self.poll()
 
     def _wait(self, deadline: float | None, timeout: float | None) -> None:
         while not self._finished:
@@ -153,9 +276,9 @@ class JoinHandle(Generic[T]):
                 wait_ms = min(wait_ms, left_ms)
             if self.poll(wait_ms):
                 return
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Ends the wait if nobody is left who could complete the task: 1 ping where it runs elsewhere.
 
         If the table says that its server has ended, what it was lent may be in tasks further down: the record
@@ -167,11 +290,12 @@ class JoinHandle(Generic[T]):
         except ServerLostError as error:
             self._write_off(error)
             return
-        if self._server == self._runtime.server:
-            return
         began_s = time.monotonic()
         try:
-            self._runtime.ping(self._server)
+            if self._is_unsure:
+                self._look_for()
+            elif self._server != self._runtime.server:
+                self._runtime.ping(self._server)
             self._silent_s = 0.0
         except ServerLostError as error:
             epoch, _, port = self._runtime.endpoint(self._server)
@@ -192,6 +316,22 @@ class JoinHandle(Generic[T]):
             if self._call is not None:
                 self._call.lost(self._call.unreported())
                 self._settle(None, lost, is_over=False)
+                self._runtime.tell_arrival(self.key)
+        self._tell()
+
+    def _look_for(self) -> None:
+        """Whether a cancellation whose answer was lost had reached the server: 1 round trip.
+
+        A completion arrives before its server forgets the task, so one that it does not know, and that has
+        not arrived, was taken back.
+        """
+        is_known = self._runtime.knows_task(self._server, self._record)
+        self._is_unsure = False
+        if not is_known and not self.poll():
+            with self._lock:
+                if self._call is not None:
+                    self._withdrawn(self._call)
+            self._tell()
 
     def poll(self, wait_ms: int = 0) -> bool:
         """Takes in the completion if it comes within `wait_ms`: the lends end, the result is here."""
@@ -237,6 +377,7 @@ class JoinHandle(Generic[T]):
                 outcome = call.outcome_of(loss)
                 call.lost(loss)
                 self._settle(None, self._lost(loss, outcome))
+        self._tell()
         return True
 
     def _has_ended(self) -> bool:
@@ -303,38 +444,130 @@ def spawn(
         MovedError: a Box to be moved was moved before.
         UnpicklableError: an argument cannot travel. Then nothing was moved or lent.
         CaptureTooLargeError: the function drags a large value along.
-        QueueFullError: the server has no room for another task.
+        QueueFullError: every one of the 16,384 tasks that the server holds has begun, and waits for others.
+            (A queue that is full of tasks that have not begun is waited for.)
         ConfigError: `retry` with a Box to be moved, which dies with its worker.
 
     Cost: 0 messages on this server, 1 round trip elsewhere, with the small arguments in it.
     """
+    return start(function, args, kwargs, server=server, retry=retry)
+
+
+def start(
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    server: int | None = None,
+    retry: int = 0,
+) -> JoinHandle[T]:
+    """`spawn` for a function whose own keyword arguments may be called `server` and `retry`."""
     here = runtime.current()
-    told = None if server is None else _check_server(server)
-    if runtime.config().workers == 0:
-        raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
-    name = getattr(function, "__qualname__", None) or repr(function)
-    call = calls.Outgoing(name, told, shipping.ship(function), function, _check_retry(retry))
+    here = runtime.current()
+    told = _check_target(server)
+    call = calls.Outgoing(_name_of(function), told, shipping.ship(function), function, _check_retry(retry))
+    record = _prepare(here, call, args, kwargs)
+    try:
+        submitting.submit(here, call.target, [(call.pointer, record)], retry, bound=call.is_bound)
+    except BaseException:
+        here.free(record)
+        call.undo()
+        raise
+    return _sent(call, record)
+
+
+def start_many(
+    function: Callable[..., T],
+    arguments: Sequence[tuple[Any, ...]],
+    *,
+    server: int | None = None,
+    retry: int = 0,
+) -> list[JoinHandle[T]]:
+    """As `start(function, each)` for each of `arguments`, in messages of up to 256 tasks.
+
+    If one cannot be sent, those that were are taken back.
+    """
+    here = runtime.current()
+    told = _check_target(server)
+    shipped = shipping.ship(function)
+    handles: list[JoinHandle[T]] = []
+    try:
+        for first in range(0, len(arguments), submitting.BATCH):
+            batch = arguments[first : first + submitting.BATCH]
+            _start_batch(here, told, function, shipped, batch, _check_retry(retry), handles)
+    except BaseException:
+        for handle in reversed(handles):
+            if not handle.done():
+                handle.cancel()
+        raise
+    return handles
+
+
+def _start_batch(
+    here: _core.Runtime,
+    told: int | None,
+    function: Callable[..., T],
+    shipped: shipping.Shipped,
+    arguments: Sequence[tuple[Any, ...]],
+    retry: int,
+    handles: list[JoinHandle[T]],
+) -> None:
+    """Starts these, a message for each server that they go to; adds their handles, in the order of `arguments`."""
+    ready: list[tuple[int, calls.Outgoing, Pointer]] = []
+    sent: dict[int, JoinHandle[T]] = {}
+    try:
+        for number, args in enumerate(arguments):
+            call = calls.Outgoing(_name_of(function), told, shipped, function, retry)
+            ready.append((number, call, _prepare(here, call, args, {})))
+        ready.sort(key=lambda each: each[1].target)  # stable: in order on each server
+        while ready:
+            first = ready[0][1]
+            blocks = [(call.pointer, record) for _, call, record in ready if call.target == first.target]
+            count = submitting.submit(here, first.target, blocks, retry, bound=first.is_bound)
+            for number, call, record in ready[:count]:
+                sent[number] = _sent(call, record)
+            del ready[:count]
+    except BaseException:
+        for _, call, record in ready:
+            here.free(record)
+            call.undo()
+        raise
+    finally:
+        handles += [sent[number] for number in sorted(sent)]
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+def _prepare(
+    here: _core.Runtime, call: calls.Outgoing, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Pointer:
+    """Encodes a call, with its lends and moves; its record. If it raises, nothing was lent or moved."""
     try:
         call.encode(args, kwargs)
-        target = call.target
-        record = here.make_record(target, call.records, 0 if call.lease is None else call.lease.id)
-        try:
-            here.submit(target, call.pointer, record, retry, call.is_bound)
-        except BaseException:
-            here.free(record)
-            raise
+        return here.make_record(call.target, call.records, 0 if call.lease is None else call.lease.id)
     except BaseException:
         call.undo()
         raise
+
+
+def _sent(call: calls.Outgoing, record: Pointer) -> "JoinHandle[Any]":
+    """The queue has it: its handle."""
     call.sent()
-    handle: JoinHandle[T] = JoinHandle(name, target, record, call)
+    handle: JoinHandle[Any] = JoinHandle(call.name, call.target, record, call)
     if call.lease is not None:
         call.lease.below.append(handle)
-    if call.must_outlive:
+    _outlive(handle, call)
+    return handle
+
+
+def _outlive(handle: JoinHandle[Any], call: calls.Outgoing) -> None:
+    """Keeps a task's handle, and so what it was lent, until the task has ended, if that is necessary."""
+    if call.must_outlive and handle not in _outstanding:
         call.poll = handle.poll
         _poll_the_oldest()
         _outstanding[handle] = None
-    return handle
 
 
 def _poll_the_oldest() -> None:
@@ -357,6 +590,12 @@ def spawn_to(
     return spawn(function, *args, server=server, **kwargs)
 
 
+def _check_target(server: int | None) -> int | None:
+    if runtime.config().workers == 0:
+        raise ConfigError(variable="workers=", value="0", expected="at least 1 to spawn tasks")
+    return None if server is None else _check_server(server)
+
+
 def _check_server(server: int) -> int:
     count = runtime.config().servers
     if not isinstance(server, int) or not 0 <= server < count:
@@ -371,56 +610,3 @@ def _check_retry(retry: int) -> int:
         expected = f"how often to run it again, from 0 to {RETRIES_MAX}"
         raise ConfigError(variable="retry=", value=repr(retry), expected=expected)
     return retry
-
-
-class Scope:
-    """Tasks that end with a block, as in Rust's `std::thread::scope`. Made by `scope()`."""
-
-    def __init__(self) -> None:
-        self._handles: list[JoinHandle[Any]] = []
-
-    def spawn(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> JoinHandle[T]:
-        """As `drust.spawn`, joined at the end of the block."""
-        handle = spawn(function, *args, **kwargs)
-        self._handles.append(handle)
-        return handle
-
-    def spawn_to(
-        self, where: "_core.Box[Any] | int", function: Callable[..., T], /, *args: Any, **kwargs: Any
-    ) -> JoinHandle[T]:
-        """As `drust.spawn_to`, joined at the end of the block."""
-        handle = spawn_to(where, function, *args, **kwargs)
-        self._handles.append(handle)
-        return handle
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        errors: list[BaseException] = []
-        for handle in self._handles:
-            try:
-                handle.join()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as failure:  # noqa: BLE001 - all are raised below, in one group
-                errors.append(failure)
-        if error is not None:
-            for each in errors:
-                error.add_note(f"and a task of the scope failed: {each!r}")
-            return
-        if errors:
-            raise BaseExceptionGroup(
-                f"{len(errors)} of {len(self._handles)} tasks of the scope failed", errors
-            )
-
-
-def scope() -> Scope:
-    """A block at whose end every task spawned in it has ended, so that what it lent is whole again.
-
-    Raises:
-        ExceptionGroup: at the end of the block, with the error of every task that failed.
-    """
-    return Scope()

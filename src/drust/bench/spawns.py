@@ -31,7 +31,7 @@ def take(_values: Floats) -> None:
     """A task that does nothing with what it gets."""
 
 
-def _spawn_and_join(
+def spawn_and_join(
     task: Callable[..., None] = empty, server: int | None = None, argument: Callable[[], Any] | None = None
 ) -> Operation:
     """`argument` makes what each task gets: a borrow can be lent once."""
@@ -51,7 +51,7 @@ def _spawn_and_join(
 
 def spawns(bench: Bench) -> Iterator[Row]:
     """A task spawned and joined: here and on another server, with nothing and with a value."""
-    ours = _spawn_and_join()
+    ours = spawn_and_join()
     partner = bench.peers.futex_partner
 
     def futex(count: int) -> float:
@@ -79,7 +79,7 @@ def spawns(bench: Bench) -> Iterator[Row]:
         message = REQUEST_BYTES + _PICKLED_TASK_BYTES
         return futex(count) + count * 2 * round_trip(message, REPLY_EXTRA_BYTES, max(count, 20))
 
-    there = _spawn_and_join(server=OTHER)
+    there = spawn_and_join(server=OTHER)
     try:
         yield bench.compare(
             "spawn-remote",
@@ -97,8 +97,8 @@ def _lends(bench: Bench, nothing: Operation) -> Iterator[Row]:
     """A task that is lent a Box, beside one that gets nothing and one that gets the value."""
     values = np.ones(LENT_BYTES // 8)
     box: Box[Floats] = Box(values)
-    pickled = _spawn_and_join(take, argument=lambda: values)
-    shared, mutable = (_spawn_and_join(take, argument=borrow) for borrow in (box.borrow, box.borrow_mut))
+    pickled = spawn_and_join(take, argument=lambda: values)
+    shared, mutable = (spawn_and_join(take, argument=borrow) for borrow in (box.borrow, box.borrow_mut))
     size = f"an array of {LENT_BYTES // 1024} KiB"
     for name, how, lent in (("spawn-lend", "borrow", shared), ("spawn-lend-mut", "borrow_mut", mutable)):
         operation = f"spawn + join of a task that gets box.{how}(), {size}"
