@@ -61,7 +61,8 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 //     copy        the copy table
 //     queue       a call block that an entry of the task queue names
 //     replica     the backup of another server's block (server/replicas.hpp)
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica };
+//     holds       a shared object: it lives while a hold names it (heap/shared.hpp)
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica, holds };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;
@@ -108,7 +109,13 @@ struct ChildPointer {
   static constexpr std::uint64_t kKept = 8;   // in a version a borrower made: the pre-image owns this child as well
   static constexpr std::uint64_t kUndo = 16;  // in a task's arguments: keep a pre-image whatever the size
   static constexpr std::uint64_t kPart = 32;  // in a task's arguments: a part of it; its colour is the lender's to draw
-  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart;
+  static constexpr std::uint64_t kHeld = 64;       // in a hold: the shared object that it keeps alive (shared.hpp)
+  static constexpr std::uint64_t kOtherEnd = 128;  // with kHeld: by its second role, a channel's receiver
+  static constexpr std::uint64_t kHold = 256;      // this child is a hold; what of, and by which role, is in kHoldKind
+  static constexpr std::uint32_t kHoldKindShift = 9;
+  static constexpr std::uint64_t kHoldKind = 0x1fULL << kHoldKindShift;
+  static constexpr std::uint64_t kFlags =
+      kTied | kBorrowed | kKept | kUndo | kPart | kHeld | kOtherEnd | kHold | kHoldKind;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

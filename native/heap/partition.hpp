@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/address.hpp"
+#include "base/futex.hpp"
 #include "base/status.hpp"
 #include "heap/block.hpp"
 
@@ -59,6 +60,7 @@ enum class Counter : std::uint32_t {
   blocks_replicated,    // blocks and bytes inside them
   bytes_replicated,
   results_unreplicated, // handed over all the same, as their callers wait for them
+  shared_messages,      // steps at shared objects of other servers
   count_
 };
 inline constexpr std::uint32_t kCounters = static_cast<std::uint32_t>(Counter::count_);
@@ -143,6 +145,7 @@ class Partition {
   // epoch).
   void set_endpoint(ServerId server, const Endpoint& endpoint) noexcept;
   [[nodiscard]] Endpoint endpoint(ServerId server) const;
+  [[nodiscard]] std::vector<ServerId> servers() const;  // all that the table has
 
   // A number larger than any drawn before by any process of this host: orders what backup servers are told.
   [[nodiscard]] std::uint64_t draw_replica_stamp() const noexcept;
@@ -152,6 +155,14 @@ class Partition {
   // kWaitSliceMs.
   void close() noexcept;
   [[nodiscard]] bool is_closed() const noexcept;
+
+  // The bell of the server's attendant (server/attendant.hpp): rung when a shared object may have lost its last hold,
+  // or when something that a process of another server waits for has come. One system call, from any process.
+  void ring_bell() noexcept;
+  void add_mark() noexcept;  // and rings
+  [[nodiscard]] std::uint32_t marks() const noexcept;
+  [[nodiscard]] std::uint32_t bell() const noexcept;
+  void wait_bell(std::uint32_t seen, Deadline deadline) const noexcept;
 
   [[nodiscard]] Usage usage() const noexcept;
   [[nodiscard]] std::vector<BlockInfo> largest_blocks(std::size_t most) const;
