@@ -75,6 +75,9 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
         admit_staging(header.body_bytes, intake);
       }
       break;
+    case wire::Operation::shared:
+      if (header.body_bytes > 0) admit_block(header.body_bytes, intake);
+      break;
     case wire::Operation::read_block:
     case wire::Operation::read_region:
     case wire::Operation::inquire:
@@ -138,6 +141,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
       return queue_.knows(pointer_of(header)) ? Answer{} : refused(Status(Code::not_found, "no such task is here"));
     case wire::Operation::ping: return {};
     case wire::Operation::replicate: return replicate(header, intake);
+    case wire::Operation::shared: return shared(header, intake);
     case wire::Operation::control: {
       Answer answer;
       answer.kind = Answer::Kind::control;
