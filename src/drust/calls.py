@@ -35,6 +35,12 @@ _ARGUMENT_HANDLES: dict[type, int] = {_core.Box: 0, _core.Ref: LENT_SHARED, _cor
 _RESULT_HANDLES: dict[type, int] = {_core.Box: 0}
 
 
+def pass_by_hold(kind: type, flags: int) -> None:
+    """Registers a class of shared handles: drust.sync. Whoever gets one gets a hold of his own."""
+    _ARGUMENT_HANDLES[kind] = flags
+    _RESULT_HANDLES[kind] = flags
+
+
 def lend_columns(kind: type) -> None:
     """Registers the class of column borrows: drust.frames, which is imported only where frames are."""
     _ARGUMENT_HANDLES[kind] = LENT_MUTABLE
@@ -137,7 +143,7 @@ class Outgoing:
         self.was_rolled_back = False  # its server was lost, and others have what it had lent as it was
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._function = shipped.reference
-        self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
+        self._moved: list[tuple[_core.Box[Any] | _core.Shared, _core.Pin, object]] = []
         self._pin: _core.Pin | None = None
 
     def __str__(self) -> str:
@@ -172,7 +178,7 @@ class Outgoing:
         pointers: list[Child] = []
         pin: _core.Pin
         for index, (handle, flags) in enumerate(encoded.children):
-            if isinstance(handle, _core.Box):
+            if isinstance(handle, _core.Box | _core.Shared):
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
                 pointers.append((*pin.pointer, flags))
@@ -482,7 +488,10 @@ class Outcome:
         try:
             for box, _ in encoded.children:
                 self._moved.append((box, *box._transfer()))
-            children = [(*pin.pointer, 0) for _, pin, _ in self._moved]
+            flags = [flags for _, flags in encoded.children]
+            children = [
+                (*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)
+            ]
             return draft_block(_core.COMPLETION_CODEC, header, encoded, [*children, *room])
         except BaseException:
             self.undo()

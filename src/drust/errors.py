@@ -417,6 +417,15 @@ class ClosedError(ClusterError):
     object: str = "drust"  # or `channel jobs`
 
 
+class ChannelClosedError(ClosedError):
+    """A channel whose other end is gone: its last sender, or its last receiver."""
+
+    template = "the other end of {object} is gone"
+    advice = "Keep a handle of that end as long as it is needed; a receiver's loop ends by itself."
+
+    object: str = "the channel"
+
+
 class BorrowTimeoutError(ClusterError, TimeoutError):
     """Waiting for a borrow, a lock, a channel or a task took longer than `timeout=` allowed."""
 

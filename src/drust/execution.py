@@ -123,7 +123,7 @@ def _run(here: _core.Runtime, entry: _core.TaskEntry, call: calls.Incoming, *, r
     def load(child: int) -> object:
         flags = children[child][3]
         if not flags & (calls.LENT_SHARED | calls.LENT_MUTABLE):
-            return handles.receive(call.pin, child)
+            return handles.receive(call.pin, child, again=call.header.again)
         column = call.header.columns.get(child)
         lent = calls.open_lent(here, children[child][:3], flags, parts[child], lease, column)
         opened.append((child, lent))

@@ -41,7 +41,9 @@ OWNER_NAMES = {
     3: "a task in transit",
     4: "the copy table",
     5: "a queue",
-    6: "another server, as a replica",
+    6: "a task that was lent what it was made of",
+    7: "another server, as a replica",
+    8: "whoever has a handle of it",
 }
 
 

@@ -26,6 +26,7 @@ from typing import IO, Any
 import cloudpickle
 import numpy as np
 
+from drust import _core
 from drust.codecs.base import Array
 
 OUT_OF_BAND_BYTES_MIN = 1024  # smaller buffers are cheaper inside the pickle than with a place of their own
@@ -80,10 +81,12 @@ class _Options:
     seen: set[int]  # of the children, by id: a call may have thousands
 
     def add_child(self, handle: object) -> int:
-        if id(handle) in self.seen:
+        flags = self.handles[type(handle)]
+        # A shared object may be held any number of times.
+        if id(handle) in self.seen and not flags & _core.HOLD:
             raise SharedHandle(handle)
         self.seen.add(id(handle))
-        self.children.append((handle, self.handles[type(handle)]))
+        self.children.append((handle, flags))
         return len(self.children) - 1
 
 
