@@ -104,6 +104,44 @@ PyObject* compare_exchange(PyObject* self, PyObject* const* arguments, Py_ssize_
   return value ? PyTuple_Pack(2, before == expected ? Py_True : Py_False, value.get()) : nullptr;
 }
 
+PyObject* notify_all(PyObject* self, PyObject*) {
+  SharedObject* shared = as_shared(self);
+  std::uint64_t before = 0;
+  if (!take_step(self, Step::notify, 0, 0, before)) return nullptr;
+  if (shared->life != nullptr) sync::notify(*shared->runtime->partition, *words_of<sync::AtomicWords>(shared));
+  return new_none();
+}
+
+// _wait(expected, wait_ms) -> whether the value is another now; one slice, 1 round trip elsewhere
+PyObject* wait(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  SharedObject* shared = as_shared(self);
+  std::uint64_t expected = 0;
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "_wait(expected, wait_ms)");
+    return nullptr;
+  }
+  const unsigned long wait_ms = PyLong_AsUnsignedLong(arguments[1]);
+  if (PyErr_Occurred() != nullptr || !to_word(self, arguments[0], expected)) return nullptr;
+  if (!is_usable(shared)) return refuse_unusable(shared);
+  if (shared->life == nullptr) {
+    std::array<std::uint64_t, 3> reply{};
+    std::vector<std::byte> none;
+    if (!call_home(shared, wire::SharedVerb::step, {static_cast<std::uint64_t>(Step::wait), expected, wait_ms, 0}, {},
+                   reply, none))
+      return nullptr;
+    return PyBool_FromLong(reply[0] != static_cast<std::uint64_t>(wire::SharedAnswer::waiting) ? 1 : 0);
+  }
+  auto& words = *words_of<sync::AtomicWords>(shared);
+  if (words.value.load() != expected) return Py_NewRef(Py_True);
+  Wake wake{};
+  {
+    const Unlocked unlocked;
+    wake = sync::wait(words, expected, deadline_in(static_cast<std::uint32_t>(wait_ms)));
+  }
+  if (wake == Wake::interrupted && PyErr_CheckSignals() != 0) return nullptr;
+  return PyBool_FromLong(words.value.load() != expected ? 1 : 0);
+}
+
 // _make(kind, value) -> handle of a new object of this server
 PyObject* make(PyObject* cls, PyObject* arguments) {
   unsigned int kind = 0;
@@ -138,6 +176,8 @@ PyMethodDef methods[] = {
     {"fetch_min", with_one<Step::min>, METH_O, "fetch_min(value) -> the value before; the smaller one stays."},
     {"compare_exchange", as_method(compare_exchange), METH_FASTCALL,
      "compare_exchange(expected, new) -> (whether it was `expected` and is `new` now, the value before)."},
+    {"notify_all", notify_all, METH_NOARGS, "notify_all(): whoever waits for another value looks again."},
+    {"_wait", as_method(wait), METH_FASTCALL, "_wait(expected, wait_ms) -> whether the value is another now"},
     {"_make", make, METH_VARARGS | METH_CLASS, "_make(kind, value) -> handle"},
     kNoMoreMethods,
 };

@@ -43,6 +43,30 @@ SharedWait wait_of(const wire::RequestHeader& header, const GlobalPointer& objec
   return wait;
 }
 
+// Of a request that waits until an atomic has another value than `version`: that value, or "not yet".
+bool look_at_atomic(const SharedWait& wait, sync::AtomicWords& atomic, bool is_over, Answer& answer) {
+  const std::uint64_t value = atomic.value.load();
+  const bool has_changed = value != wait.version;
+  if (!has_changed && !is_over) return false;
+  atomic.remote_wait.fetch_sub(1);
+  answer = words_of(static_cast<std::uint64_t>(has_changed ? SharedAnswer::locked : SharedAnswer::waiting), value);
+  return has_changed;
+}
+
+Answer wait_for_atomic(const wire::RequestHeader& header, const GlobalPointer& object, sync::AtomicWords& atomic) {
+  SharedWait wait;
+  wait.object = object;
+  wait.verb = SharedVerb::step;
+  wait.version = header.region.chunk_bytes;
+  wait.wait_ms = std::min<std::uint32_t>(static_cast<std::uint32_t>(header.region.count), kSharedReplyMs);
+  atomic.remote_wait.fetch_add(1);  // first: whoever changes the value from here on rings
+  Answer answer;
+  if (look_at_atomic(wait, atomic, wait.wait_ms == 0, answer) || wait.wait_ms == 0) return answer;
+  answer.kind = Answer::Kind::waits;
+  answer.wait = wait;
+  return answer;
+}
+
 }  // namespace
 
 Answer Operations::shared(const wire::RequestHeader& header, Intake& intake) {
@@ -72,6 +96,8 @@ Answer Operations::shared(const wire::RequestHeader& header, Intake& intake) {
       auto* atomic = sync::find<sync::AtomicWords>(partition, object);
       if (atomic == nullptr || operands.offset_bytes >= static_cast<std::uint64_t>(sync::Step::count_)) break;
       const auto step = static_cast<sync::Step>(operands.offset_bytes);
+      if (step == sync::Step::notify) sync::notify(partition, *atomic);
+      if (step == sync::Step::wait) return wait_for_atomic(header, object, *atomic);
       return words_of(0, sync::apply(atomic->value, step, operands.chunk_bytes, operands.count));
     }
     case SharedVerb::lock: return lock_shared(header, object);
@@ -253,6 +279,12 @@ Answer Operations::unlock_shared(const wire::RequestHeader& header, const Global
 }
 
 bool Operations::look_again(const SharedWait& wait, bool is_over, Answer& answer) {
+  if (wait.verb == SharedVerb::step) {
+    auto* atomic = sync::find<sync::AtomicWords>(heap_.partition(), wait.object);
+    if (atomic != nullptr) return look_at_atomic(wait, *atomic, is_over, answer);
+    answer = refused(Code::not_found, "the shared object is gone");
+    return true;
+  }
   if (wait.verb != SharedVerb::lock) return look_at_channel(wait, is_over, answer);
   auto* mutex = sync::find<sync::MutexWords>(heap_.partition(), wait.object);
   if (mutex == nullptr) {
@@ -275,6 +307,10 @@ void Operations::lapse(const SharedWait& wait) {
   if (auto* words = sync::find<sync::ChannelWords>(heap_.partition(), wait.object); words != nullptr) {
     words->remote_wait.fetch_sub(1);
     if (!wait.message.is_null()) static_cast<void>(heap_.free_shallow(wait.message));
+    return;
+  }
+  if (auto* atomic = sync::find<sync::AtomicWords>(heap_.partition(), wait.object); atomic != nullptr) {
+    atomic->remote_wait.fetch_sub(1);
     return;
   }
   auto* mutex = sync::find<sync::MutexWords>(heap_.partition(), wait.object);

@@ -1,9 +1,15 @@
 // AtomicInt and AtomicBool: one word, and the operations on it by number, so that a process of another server can
 // ask for one in a request.
+//
+// Who waits for another value is woken by whoever changed it and says so (Step::notify): as std::atomic's wait() and
+// notify_all(), between processes. A process that dies between the two leaves the others to look for themselves, which
+// they do after each slice of their wait.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
+#include "base/futex.hpp"
 #include "sync/object.hpp"
 
 namespace drust::sync {
@@ -13,10 +19,12 @@ struct AtomicWords {
   static constexpr bool is_of(Kind kind) noexcept { return kind == Kind::integer || kind == Kind::boolean; }
   heap::SharedLife life;
   alignas(64) Word value;
+  std::atomic<std::uint32_t> local_wait;   // hints: whoever sleeps until the value is another,
+  std::atomic<std::uint32_t> remote_wait;  // and requests of other servers that do
 };
 static_assert(sizeof(AtomicWords) == 128);
 
-enum class Step : std::uint16_t { load, store, exchange, add, sub, bit_and, bit_or, bit_xor, max, min, compare_exchange, count_ };
+enum class Step : std::uint16_t { load, store, exchange, add, sub, bit_and, bit_or, bit_xor, max, min, compare_exchange, wait, notify, count_ };
 
 // The value before the step. Sequentially consistent; numbers wrap at 64 bits, compared as signed.
 inline std::uint64_t apply(Word& word, Step step, std::uint64_t first, std::uint64_t second) noexcept {
@@ -43,9 +51,32 @@ inline std::uint64_t apply(Word& word, Step step, std::uint64_t first, std::uint
       static_cast<void>(word.compare_exchange_strong(expected, second));
       return expected;
     }
+    case Step::wait:
+    case Step::notify:
     case Step::count_: break;
   }
   return word.load();
+}
+
+// The half of the word that a futex compares. A change of the other half alone is seen after a slice.
+[[nodiscard]] inline const std::atomic<std::uint32_t>& futex_of(const AtomicWords& words) noexcept {
+  static_assert(std::endian::native == std::endian::little);
+  const void* low_half = &words.value;
+  return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
+}
+
+// Until the value may be another than `seen`, or `deadline`.
+inline Wake wait(AtomicWords& words, std::uint64_t seen, Deadline deadline) noexcept {
+  words.local_wait.fetch_add(1);
+  const Wake wake =
+      words.value.load() != seen ? Wake::changed : futex_wait(futex_of(words), static_cast<std::uint32_t>(seen), deadline);
+  words.local_wait.fetch_sub(1);
+  return wake;
+}
+
+inline void notify(heap::Partition& rings, AtomicWords& words) noexcept {
+  if (words.local_wait.load() != 0) futex_wake(futex_of(words), kEverybody);
+  if (words.remote_wait.load() != 0) rings.ring_bell();
 }
 
 }  // namespace drust::sync

@@ -23,12 +23,24 @@ from drust.errors import (
 from drust.handles import empty, full, zeros
 from drust.runtime import statistics
 from drust.session import Session, current_session, init, shutdown
-from drust.sync import AtomicBool, AtomicInt, Mutex, Receiver, Sender, channel
+from drust.sync import (
+    AtomicBool,
+    AtomicInt,
+    Barrier,
+    Condvar,
+    Mutex,
+    Once,
+    Receiver,
+    Semaphore,
+    Sender,
+    channel,
+)
 from drust.tasks import JoinHandle, Scope, scope, spawn, spawn_to
 
 __all__ = [
     "AtomicBool",
     "AtomicInt",
+    "Barrier",
     "BorrowError",
     "BorrowMutError",
     "BorrowTimeoutError",
@@ -36,10 +48,12 @@ __all__ = [
     "ChannelClosedError",
     "ClosedError",
     "ClusterError",
+    "Condvar",
     "DrustError",
     "JoinHandle",
     "MovedError",
     "Mutex",
+    "Once",
     "OutOfMemoryError",
     "OwnershipError",
     "PoisonedError",
@@ -48,6 +62,7 @@ __all__ = [
     "RefMut",
     "RevokedError",
     "Scope",
+    "Semaphore",
     "Sender",
     "ServerLostError",
     "Session",

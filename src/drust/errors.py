@@ -19,6 +19,7 @@ Rejected: messages written at the raising site; they end up in five wordings and
 import pickle
 import queue
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
@@ -424,6 +425,15 @@ class ChannelClosedError(ClosedError):
     advice = "Keep a handle of that end as long as it is needed; a receiver's loop ends by itself."
 
     object: str = "the channel"
+
+
+class BarrierBrokenError(ClusterError, threading.BrokenBarrierError):
+    """Somebody gave up waiting at a barrier: the others would wait for ever."""
+
+    template = "{object} is broken: one of its parties gave up waiting"
+    advice = "Make a new one for those who are left."
+
+    object: str = "the barrier"
 
 
 class BorrowTimeoutError(ClusterError, TimeoutError):

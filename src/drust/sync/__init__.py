@@ -1,8 +1,10 @@
 """Shared state, as in Rust's std::sync, for the processes of a cluster.
 
-    atomics    AtomicInt, AtomicBool: one word
+    atomics    AtomicInt, AtomicBool: one word, and waiting for it to change
     mutex      Mutex: a value that one thread of one process has at a time
     channels   channel(): a queue of values between processes
+    condvar    Condvar: waiting until the value of a Mutex is as wanted
+    barrier, semaphore, once     made of atomics and a Mutex
     waits      how a wait is cut into slices
 
 An object has a home, the server of the process that made it, and handles: pass one to a task, return it, put
@@ -22,10 +24,25 @@ A value is encoded only when somebody else ever had a handle. Source: Ma et al.,
 
 from drust import _core, calls, codecs, handles
 from drust.sync.atomics import AtomicBool, AtomicInt
+from drust.sync.barrier import Barrier
 from drust.sync.channels import Receiver, Sender, channel
+from drust.sync.condvar import Condvar
 from drust.sync.mutex import Mutex
+from drust.sync.once import Once
+from drust.sync.semaphore import Semaphore
 
-__all__ = ["AtomicBool", "AtomicInt", "Mutex", "Receiver", "Sender", "channel"]
+__all__ = [
+    "AtomicBool",
+    "AtomicInt",
+    "Barrier",
+    "Condvar",
+    "Mutex",
+    "Once",
+    "Receiver",
+    "Semaphore",
+    "Sender",
+    "channel",
+]
 
 _KINDS: dict[int, type[_core.Shared]] = {
     _core.KIND_INTEGER: AtomicInt,
