@@ -327,6 +327,45 @@ def test_a_waiter_that_dies_is_passed_over(two_servers, home):
         assert value == 0
 
 
+def lock_both(first: Mutex, second: Mutex, has_first: AtomicInt) -> str:
+    with first.lock():
+        has_first.fetch_add()
+        has_first.notify_all()
+        while (count := has_first.load()) < 2:
+            has_first.wait(count, timeout=WITHIN_S)
+        try:
+            with second.lock(timeout=WITHIN_S):
+                return ""
+        except DeadlockError as error:
+            return str(error)
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_a_deadlock_between_processes_is_reported_with_the_stacks_of_both(two_servers, server):
+    first, second, has_first = Mutex(0), Mutex(0), AtomicInt()
+    job = drust.spawn(lock_both, first, second, has_first, server=server)
+    began_s = time.monotonic()
+    told = [lock_both(second, first, has_first), job.join(WITHIN_S)]
+    assert time.monotonic() - began_s < WITHIN_S / 2
+    reports = [text for text in told if text]
+    assert reports
+    for text in reports:
+        assert text.count("waits for a lock of") == 2
+        assert "this one" in text
+        assert text.count("in lock_both") == (2 if server == 0 else 1)  # one elsewhere leaves no stack here
+    for mutex in (first, second):
+        assert read(mutex) == 0
+
+
+def test_a_long_wait_is_no_deadlock(two_servers):
+    mutex, held, released = Mutex(0), AtomicBool(), AtomicBool()
+    job = drust.spawn(hold_until, mutex, held, released, server=0)
+    wait_for(held.load)
+    threading.Timer(1.5, lambda: released.store(True)).start()
+    assert read(mutex) == 0
+    job.join(WITHIN_S)
+
+
 def test_a_value_with_a_box_in_it_is_refused(one_server):
     mutex = Mutex([Box(1)])
     with pytest.raises(UnpicklableError, match="two owners"):

@@ -4,6 +4,7 @@
 #include "bind/hooks.hpp"
 #include "bind/lock.hpp"
 #include "bind/python.hpp"
+#include "sync/deadlock.hpp"
 
 namespace drust::bind {
 
@@ -149,6 +150,56 @@ PyObject* give_up(PyObject* self, PyObject* argument) {
   if (!is_known_here(lock)) return nullptr;
   return PyBool_FromLong(
       sync::give_up(*words_of(lock), self_of(&lock->base), static_cast<std::uint32_t>(place)) ? 1 : 0);
+}
+
+// _note(place, text) -> Pin: tells others where this thread waits, until the Pin dies
+PyObject* note(PyObject* self, PyObject* arguments) {
+  unsigned int place = 0;
+  PyObject* words = nullptr;
+  Py_ssize_t size = 0;
+  if (PyArg_ParseTuple(arguments, "IU:_note", &place, &words) == 0) return nullptr;
+  const char* text = PyUnicode_AsUTF8AndSize(words, &size);
+  if (text == nullptr) return nullptr;
+  LockObject* lock = as_lock(self);
+  if (!is_known_here(lock) || place >= kWaitersMax) return nullptr;
+  Runtime& runtime = *lock->base.runtime;
+  const auto bytes = static_cast<std::uint64_t>(size);
+  const Result<Address> address = runtime.heap->allocate({.codec = sync::kNoteCodec, .buffer_bytes = {&bytes, 1}});
+  if (!address.ok()) {
+    set_error(address.status());
+    return nullptr;
+  }
+  const heap::Block block(runtime.partition->writable(address.value().offset_bytes()));
+  if (size > 0) std::memcpy(block.buffer(0).data(), text, static_cast<std::size_t>(size));
+  const GlobalPointer published = runtime.heap->publish(address.value());
+  PyObject* pin = make_pin(published, published, false, OnRelease::free_tree, 0);
+  if (pin != nullptr) sync::set_note(*words_of(lock), place, published);
+  return pin;
+}
+
+// _find_cycle() -> [(server, slot, thread, where it waits)]: who holds the lock that this thread waits for, who holds
+// the one that this holder waits for, and so on to this thread; empty if it is no cycle
+PyObject* find_cycle(PyObject* self, PyObject*) {
+  LockObject* lock = as_lock(self);
+  if (!is_known_here(lock)) return nullptr;
+  std::vector<sync::Link> links;
+  {
+    const sync::Who who = self_of(&lock->base);
+    const unsigned long me = PyThread_get_thread_ident();
+    const Unlocked unlocked;
+    links = sync::find_cycle(*lock->base.runtime->partition, lock->base.object, who, me);
+  }
+  Owned result(PyList_New(0));
+  for (const sync::Link& link : links) {
+    const Owned note(PyUnicode_DecodeUTF8(link.note.data(), static_cast<Py_ssize_t>(link.note.size()), "replace"));
+    const Owned row(result && note
+                        ? Py_BuildValue("IIKO", static_cast<unsigned int>(link.holder.server()),
+                                        static_cast<unsigned int>((link.holder.raw() >> 16) & 0xffU),
+                                        static_cast<unsigned long long>(link.token), note.get())
+                        : nullptr);
+    if (!row || PyList_Append(result.get(), row.get()) != 0) return nullptr;
+  }
+  return result.release();
 }
 
 // _unlock(poisons=False): without the value
@@ -338,6 +389,8 @@ PyMethodDef methods[] = {
     {"_queue_up", queue_up, METH_NOARGS, "_queue_up() -> place, -1 if it is locked now, -2 if the line is full"},
     {"_wait", wait, METH_VARARGS, "_wait(place, wait_ms) -> whether it is locked now"},
     {"_give_up", give_up, METH_O, "_give_up(place) -> whether the lock came first"},
+    {"_note", note, METH_VARARGS, "_note(place, text) -> Pin"},
+    {"_find_cycle", find_cycle, METH_NOARGS, "_find_cycle() -> [(server, slot, thread, where it waits)]"},
     {"_try_lock", try_lock, METH_NOARGS, "_try_lock() -> whether it is locked now"},
     {"_unlock", unlock, METH_VARARGS, "_unlock(poisons=False)"},
     {"_current", current, METH_NOARGS, "_current() -> (pointer, version)"},

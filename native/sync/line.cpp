@@ -23,6 +23,7 @@ std::optional<std::uint32_t> Line::join(Who who, std::uint64_t token) noexcept {
     if (!mine.who.compare_exchange_strong(seen, word_of(Phase::claimed, who))) continue;
     kill_point("shared.line.claimed");
     mine.signal.store(0);
+    mine.note.store(0);
     mine.token.store(token);
     mine.ticket.store(next_ticket_.fetch_add(1));
     mine.who.store(word_of(Phase::waiting, who));

@@ -27,7 +27,7 @@ class Line {
     Word ticket;  // by its process, while claimed
     Word token;   // likewise
     std::atomic<std::uint32_t> signal;  // a futex: by whoever chooses it
-    std::uint32_t unused;
+    std::atomic<std::uint32_t> note;    // where a text lies that says where it waits, in units of 64 bytes; or 0
   };
 
   // Of this process (or of the one that the server acts for): a waiting place, or none if all are taken.
@@ -50,6 +50,14 @@ class Line {
   Wake wait(std::uint32_t place, Deadline deadline) noexcept;
   // All places were taken: until one comes free, or `deadline`.
   Wake wait_for_place(Deadline deadline) noexcept;
+  [[nodiscard]] std::uint64_t note(std::uint32_t place) const noexcept {
+    return places_[place].note.load() * kBlockAlignment;
+  }
+  // By the one who waits there. What lies too far away for 32 bits stays untold.
+  void set_note(std::uint32_t place, std::uint64_t offset_bytes) noexcept {
+    const std::uint64_t units = offset_bytes / kBlockAlignment;
+    places_[place].note.store(units >> 32 == 0 ? static_cast<std::uint32_t>(units) : 0);
+  }
   // Takes the places of the dead. True if there were some.
   bool bury(const IsDead& is_dead) noexcept;
 

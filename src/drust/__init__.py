@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from drust.api import (
+        Arc,
         AtomicBool,
         AtomicInt,
         Barrier,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Arc",
     "AtomicBool",
     "AtomicInt",
     "Barrier",

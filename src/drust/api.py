@@ -24,6 +24,7 @@ from drust.handles import empty, full, zeros
 from drust.runtime import statistics
 from drust.session import Session, current_session, init, shutdown
 from drust.sync import (
+    Arc,
     AtomicBool,
     AtomicInt,
     Barrier,
@@ -38,6 +39,7 @@ from drust.sync import (
 from drust.tasks import JoinHandle, Scope, scope, spawn, spawn_to
 
 __all__ = [
+    "Arc",
     "AtomicBool",
     "AtomicInt",
     "Barrier",

@@ -4,6 +4,7 @@
     mutex      Mutex: a value that one thread of one process has at a time
     channels   channel(): a queue of values between processes
     condvar    Condvar: waiting until the value of a Mutex is as wanted
+    arc        Arc: a value that many read and nobody changes
     barrier, semaphore, once     made of atomics and a Mutex
     waits      how a wait is cut into slices
 
@@ -23,6 +24,7 @@ A value is encoded only when somebody else ever had a handle. Source: Ma et al.,
 """
 
 from drust import _core, calls, codecs, handles
+from drust.sync.arc import Arc
 from drust.sync.atomics import AtomicBool, AtomicInt
 from drust.sync.barrier import Barrier
 from drust.sync.channels import Receiver, Sender, channel
@@ -32,6 +34,7 @@ from drust.sync.once import Once
 from drust.sync.semaphore import Semaphore
 
 __all__ = [
+    "Arc",
     "AtomicBool",
     "AtomicInt",
     "Barrier",

@@ -9,6 +9,7 @@ import contextlib
 import os
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -22,10 +23,11 @@ from drust.errors import (
     ServerLostError,
     UnpicklableError,
 )
-from drust.sync.waits import SLICE_MS, slice_ms
+from drust.sync.waits import slice_ms
 
 T = TypeVar("T")
 
+_FRAMES = 5  # of a stack that is told to others
 _REMOTE_WAIT_MS = 1000  # a request is answered by then
 _WAITING, _LOCKED, _POISONED, _AGAIN = range(4)  # wire::SharedAnswer
 
@@ -81,6 +83,18 @@ class Mutex(_core.Lock, Generic[T]):
             object=repr(self), cycle=(f"thread {me} of process {os.getpid()} holds it and locks it again",)
         )
 
+    def _refuse_cycle(self) -> None:
+        """Raises if those who wait, from this thread to itself, wait for ever."""
+        cycle = self._find_cycle()
+        if not cycle:
+            return
+        *others, me = [f"{self._describe(*holder[:2])}, thread {holder[2]}" for holder in cycle]
+        sentences = [f"{me} (this one) waits for a lock of {(others or [me])[0]}:\n{_stack()}"]
+        for index, other in enumerate(others):
+            after = others[index + 1] if index + 1 < len(others) else f"{me} (this one)"
+            sentences.append(f"\n{other} waits for a lock of {after}:\n{cycle[index][3]}")
+        raise DeadlockError(object=repr(self), cycle=tuple(sentences))
+
     def _refuse_poisoned(self) -> None:
         raise PoisonedError(object=repr(self), task="a task")
 
@@ -92,21 +106,22 @@ class Mutex(_core.Lock, Generic[T]):
             return
         if timeout == 0:
             raise BorrowTimeoutError(object=repr(self), timeout_s=0.0, holder=self._describe_holder())
+        note: _core.Pin | None = None
         with blocking.section():
             place = self._queue_up()
             try:
-                while place != _core.LOCKED:
-                    wait_ms = slice_ms(deadline)
-                    if self._wait(place, wait_ms):
-                        return
-                    if place == _core.CROWDED:
-                        place = self._queue_up()
-                    elif wait_ms < SLICE_MS and deadline is not None and time.monotonic() >= deadline:
+                while place != _core.LOCKED and not self._wait(place, slice_ms(deadline)):
+                    if deadline is not None and time.monotonic() >= deadline:
                         raise BorrowTimeoutError(
                             object=repr(self), timeout_s=timeout or 0.0, holder=self._describe_holder()
                         )
+                    runtime.check_alive()
+                    if place == _core.CROWDED:
+                        place = self._queue_up()
+                    elif note is None:  # it takes long: others may want to know where this thread waits
+                        note = self._note(place, _stack())
                     else:
-                        runtime.check_alive()
+                        self._refuse_cycle()
             except BaseException:
                 if place >= 0 and self._give_up(place):
                     self._unlock()
@@ -148,9 +163,9 @@ class Mutex(_core.Lock, Generic[T]):
 
     def _describe_holder(self) -> str:
         holder = self._holder
-        if holder is None:
-            return ""
-        server, slot = holder
+        return "" if holder is None else self._describe(*holder)
+
+    def _describe(self, server: int, slot: int) -> str:
         here = runtime.current()
         if server == here.server:
             pids = {row["slot"]: row["pid"] for row in here.processes()}
@@ -263,6 +278,14 @@ class Mutex(_core.Lock, Generic[T]):
             self._store()
         finally:
             self._unlock()
+
+
+def _stack() -> str:
+    """Where this thread is, outside of drust: the last frames, as a traceback prints them."""
+    frames = traceback.extract_stack()
+    package = os.path.dirname(os.path.dirname(__file__))
+    user = [frame for frame in frames if not frame.filename.startswith(package)]
+    return "".join(traceback.format_list(user[-_FRAMES:])).rstrip()
 
 
 def _is_array(value: object) -> bool:
