@@ -198,7 +198,6 @@ Result<GlobalPointer> Heap::publish_received(Address address, const BlockHeader&
   }
   for (ChildPointer& child : block.children()) {
     if ((child.flags & ChildPointer::kTied) != 0) child.flags |= ChildPointer::kShared;  // still the original's
-    child.flags &= ~ChildPointer::kHeld;  // holds are made where their object is
   }
   if (lent) share_children(address);
   return publish(address);
