@@ -416,3 +416,10 @@ def test_what_a_killed_process_held_is_given_back(settled):
             drust.spawn(lock_and_die, mutex, server=server).join(WITHIN_S)
         with mutex.recover():
             pass
+
+
+def test_a_worker_that_never_imported_drust_gets_a_handle():
+    with drust.init(servers=2, workers=1, heap_bytes="256MiB"):
+        mutex = Mutex(0)
+        for server in (0, 1):
+            assert drust.spawn(repr, mutex, server=server).join(WITHIN_S) == "<Mutex on server 0>"
