@@ -1,6 +1,6 @@
 """What type checkers are told of the extension is what its code generates, and is complete.
 
-The types written by hand are described in native/bind/stubs.pattern as a whole: that their members are those
+The types written by hand are described in native/bind/stubs*.pattern as a whole: that their members are those
 of the extension is compared here, both ways.
 """
 
@@ -15,7 +15,7 @@ from drust import _core
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "src/drust/_core.pyi"
-PATTERNS = ROOT / "native/bind/stubs.pattern"
+PATTERNS = [ROOT / "native/bind/stubs.pattern", ROOT / "native/bind/stubs_shared.pattern"]
 
 # What every type has, or generates; and what an array that refuses all use is not described to have.
 INHERITED = {"__doc__", "__init__", "__module__", "__new__", "__repr__"}
@@ -26,7 +26,8 @@ ABSENT = {"PinBuffer.__buffer__"}
 
 def generated(folder: Path) -> str:
     """What `make stubs` would write now, from the installed extension."""
-    stub = folder / "_core.pyi"
+    stub, patterns = folder / "_core.pyi", folder / "stubs.pattern"
+    patterns.write_text("".join(each.read_text() for each in PATTERNS))
     command = [
         sys.executable,
         "-m",
@@ -35,7 +36,7 @@ def generated(folder: Path) -> str:
         "-m",
         "drust._core",
         "-p",
-        str(PATTERNS),
+        str(patterns),
         "-o",
         str(stub),
     ]

@@ -43,6 +43,13 @@ inline constexpr std::uint32_t kSubmitsPerBatchMax = 256;  // sent in one call: 
 inline constexpr std::uint32_t kArrivalsKept = 1024;  // completions a process may not have looked at, before it looks at all
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 
+// Shared objects.
+inline constexpr std::uint32_t kWaitersMax = 32;         // in the line of one lock; more wait for a place in it
+inline constexpr std::uint64_t kChannelMessagesMax = 1ULL << 20;  // of an unbounded channel, and the largest bound
+inline constexpr std::uint32_t kSharedReplyMs = 1000;    // a request that has to wait is answered by then: not yet
+inline constexpr std::uint32_t kSharedLapseMs = 3000;    // a remote waiter that does not ask again loses its place
+inline constexpr std::uint32_t kSharedBatchMs = 2;       // looks for what nobody holds any more are this far apart
+
 // Reaping.
 inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
 inline constexpr std::uint32_t kOutboxProbesMax = 32;

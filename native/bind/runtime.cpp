@@ -26,7 +26,7 @@ constexpr std::array<const char*, heap::kCounters> kCounterNames = {
     "copy_misses",     "copies_evicted",   "encodes",         "bytes_encoded",   "decodes",
     "moves_in",        "borrows",          "mutable_borrows", "tasks_run",       "messages_served",
     "frames_rejected", "replica_messages", "blocks_replicated", "bytes_replicated",
-    "results_unreplicated"};
+    "results_unreplicated", "shared_messages"};
 static_assert(kCounterNames.back() != nullptr);
 
 std::vector<std::byte> bytes_of(nb::bytes value) {

@@ -78,7 +78,9 @@ bool Block::is_well_formed(const std::byte* start, std::uint64_t extent_bytes) n
   if (end > extent_bytes) return false;
   const auto* children = reinterpret_cast<const ChildPointer*>(start + sizeof(BlockHeader));
   for (std::uint32_t index = 0; index < header.child_count; ++index) {
-    if ((children[index].flags & ~ChildPointer::kFlags) != 0) return false;
+    // Holds are made where their object is.
+    constexpr std::uint64_t kOfHolds = ChildPointer::kHeld | ChildPointer::kOtherEnd;
+    if ((children[index].flags & (~ChildPointer::kFlags | kOfHolds)) != 0) return false;
   }
   const auto* buffers = reinterpret_cast<const BufferSpan*>(children + header.child_count);
   std::uint64_t total_bytes = 0;

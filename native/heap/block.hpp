@@ -61,7 +61,8 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 //     copy        the copy table
 //     queue       a call block that an entry of the task queue names
 //     replica     the backup of another server's block (server/replicas.hpp)
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica };
+//     holds       a shared object: it lives while a hold names it (heap/shared.hpp)
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica, holds };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;
@@ -113,7 +114,13 @@ struct ChildPointer {
   // Of replicas, the value is an exception from what its session says. The owner's choice: it goes with every pointer
   // that is handed over, whatever block the value is in, and not with the block.
   static constexpr std::uint64_t kExcepted = 128;
-  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent | kExcepted;
+  static constexpr std::uint64_t kHeld = 256;      // in a hold: the shared object that it keeps alive (shared.hpp)
+  static constexpr std::uint64_t kOtherEnd = 512;  // with kHeld: by its second role, a channel's receiver
+  static constexpr std::uint64_t kHold = 1024;     // this child is a hold; what of, and by which role, is in kHoldKind
+  static constexpr std::uint32_t kHoldKindShift = 11;
+  static constexpr std::uint64_t kHoldKind = 0x1fULL << kHoldKindShift;
+  static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent | kExcepted | kHeld |
+                                          kOtherEnd | kHold | kHoldKind;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

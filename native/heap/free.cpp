@@ -14,6 +14,7 @@
 #include "heap/arena.hpp"
 #include "heap/heap.hpp"
 #include "heap/mapping.hpp"
+#include "heap/shared.hpp"
 
 namespace drust::heap {
 namespace {
@@ -76,7 +77,10 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
         if ((child.flags & not_its_own) != 0 || child.address == 0) continue;
         const GlobalPointer pointer = child.pointer();
         Place below;
-        if (!partition_.is_local(pointer.address)) {
+        if ((child.flags & ChildPointer::kHeld) != 0) {
+          if (leave_shared(partition_, pointer) && mapping.segments.locate(pointer.address.offset_bytes(), below))
+            static_cast<void>(begin_free(below, pointer.colour, true, open));
+        } else if (!partition_.is_local(pointer.address)) {
           note_owed(pointer, 0);  // before this block, which knows of it, is gone
           remote.push_back(pointer);
         } else if (mapping.segments.locate(pointer.address.offset_bytes(), below)) {

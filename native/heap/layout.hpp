@@ -44,6 +44,8 @@ struct SharedHeader {
   alignas(64) std::atomic<std::uint32_t> closed;  // 0 -> 1 once, by the server
   std::atomic<std::uint32_t> next_slot;  // where the search for a free process slot begins: reuse comes late
   SharedWord replica_stamp;              // the last one drawn
+  alignas(64) std::atomic<std::uint32_t> bell;  // a futex: rung by anybody, waited for by the server's attendant
+  std::atomic<std::uint32_t> marks;             // shared objects that were marked: by anybody, before the bell is rung
 };
 static_assert(sizeof(SharedHeader) <= 4096);
 

@@ -168,6 +168,26 @@ void Partition::close() noexcept {
     word.fetch_add(1);
     futex_wake(word, kEverybody);
   }
+  ring_bell();
+}
+
+void Partition::ring_bell() noexcept {
+  std::atomic<std::uint32_t>& bell = mapping_->shared().bell;
+  bell.fetch_add(1);
+  futex_wake(bell, kEverybody);
+}
+
+void Partition::add_mark() noexcept {
+  mapping_->shared().marks.fetch_add(1);
+  ring_bell();
+}
+
+std::uint32_t Partition::marks() const noexcept { return mapping_->shared().marks.load(); }
+
+std::uint32_t Partition::bell() const noexcept { return mapping_->shared().bell.load(); }
+
+void Partition::wait_bell(std::uint32_t seen, Deadline deadline) const noexcept {
+  static_cast<void>(futex_wait(mapping_->shared().bell, seen, deadline));
 }
 
 bool Partition::is_closed() const noexcept {

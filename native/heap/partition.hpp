@@ -60,6 +60,7 @@ enum class Counter : std::uint32_t {
   blocks_replicated,    // blocks and bytes inside them
   bytes_replicated,
   results_unreplicated, // handed over all the same, as their callers wait for them
+  shared_messages,      // steps at shared objects of other servers
   count_
 };
 inline constexpr std::uint32_t kCounters = static_cast<std::uint32_t>(Counter::count_);
@@ -158,6 +159,7 @@ class Partition {
   // epoch).
   void set_endpoint(ServerId server, const Endpoint& endpoint) noexcept;
   [[nodiscard]] Endpoint endpoint(ServerId server) const;
+  [[nodiscard]] std::vector<ServerId> servers() const;  // all that the table has
   // Sleeps until the row of `server` is another than `seen`: true. False at `deadline`, when the partition closes, or
   // if there is no such row. Woken by who writes the row.
   [[nodiscard]] bool await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const;
@@ -180,6 +182,14 @@ class Partition {
   // kWaitSliceMs.
   void close() noexcept;
   [[nodiscard]] bool is_closed() const noexcept;
+
+  // The bell of the server's attendant (server/attendant.hpp): rung when a shared object may have lost its last hold,
+  // or when something that a process of another server waits for has come. One system call, from any process.
+  void ring_bell() noexcept;
+  void add_mark() noexcept;  // and rings
+  [[nodiscard]] std::uint32_t marks() const noexcept;
+  [[nodiscard]] std::uint32_t bell() const noexcept;
+  void wait_bell(std::uint32_t seen, Deadline deadline) const noexcept;
 
   [[nodiscard]] Usage usage() const noexcept;
   [[nodiscard]] std::vector<BlockInfo> largest_blocks(std::size_t most) const;

@@ -168,6 +168,16 @@ bool Partition::await_endpoint(ServerId server, const Endpoint& seen, Deadline d
   }
 }
 
+std::vector<ServerId> Partition::servers() const {
+  std::vector<ServerId> all;
+  for (std::uint32_t index = 0; index < kServersPerClusterMax; ++index) {
+    const ServerId server = server_in(mapping_->endpoint_row(index).server.load());
+    if (server == kNoServer) break;
+    all.push_back(server);
+  }
+  return all;
+}
+
 Endpoint Partition::endpoint(ServerId server) const {
   for (std::uint32_t index = 0; index < kServersPerClusterMax; ++index) {
     const EndpointRow& row = mapping_->endpoint_row(index);

@@ -41,6 +41,7 @@ constexpr Rule rule_of(Operation operation) noexcept {
     case Operation::replicate: return {true, false, false};  // and what check() says
     case Operation::submit:
     case Operation::complete: return {true, false, true};
+    case Operation::shared: return {true, false, true};  // and what check() says
     case Operation::free_blocks:
     case Operation::put_block:
     case Operation::ping:
@@ -84,6 +85,13 @@ Status check_body(const RequestHeader& header, Operation operation) {
                                             : bad(name, "the body is too short or too long for a block");
     case Operation::control:
       return bytes <= kControlBodyBytesMax ? Status() : bad(name, "the body is too long");
+    case Operation::shared:
+      if (bytes == 0) return {};
+      return (header.argument == static_cast<std::uint16_t>(SharedVerb::unlock) ||
+              header.argument == static_cast<std::uint16_t>(SharedVerb::send)) &&
+                     is_extent(bytes)
+                 ? Status()
+                 : bad(name, "the body is no block that the verb takes");
     case Operation::read_blocks:
       return bytes > 0 && bytes % sizeof(BlockItem) == 0 && bytes / sizeof(BlockItem) <= kBlocksPerReadMax
                  ? Status()
@@ -111,6 +119,7 @@ const char* name_of(Operation operation) noexcept {
     case Operation::control: return "control";
     case Operation::read_blocks: return "read_blocks";
     case Operation::read_table: return "read_table";
+    case Operation::shared: return "shared";
     case Operation::count_: break;
   }
   return "unknown operation";
@@ -145,12 +154,15 @@ Status check(const RequestHeader& header) {
   const bool is_refusal = header.body_bytes == 0 && (header.argument == 6 || header.argument == 10);
   const bool is_outcome = header.argument == 1 || header.argument == 2 || is_refusal;
   const bool is_replica = operation == Operation::replicate;
+  const bool is_shared = operation == Operation::shared;
+  const bool is_burial = is_shared && header.argument == static_cast<std::uint16_t>(SharedVerb::bury);
   bool is_argument = header.argument == 0;
   if (operation == Operation::complete) is_argument = is_outcome;
   if (operation == Operation::submit) is_argument = (header.argument & ~Submit::kMore) <= kRetriesMax;
   if (is_replica) is_argument = (header.argument & ~Replicate::kAll) == 0;
+  if (is_shared) is_argument = header.argument != 0 && header.argument < static_cast<std::uint16_t>(SharedVerb::count_);
   if (!is_argument) return bad(name, "the argument is out of range");
-  if (rule.has_pointer) {
+  if (rule.has_pointer && !is_burial) {
     if (!is_place(header.address)) return bad(name, "the address is nowhere");
     if (!is_colour(header.colour)) return bad(name, "the colour is none");
     if (!is_extent(header.extent_bytes)) return bad(name, "the extent is out of range");
@@ -165,7 +177,7 @@ Status check(const RequestHeader& header) {
     if (header.region.offset_bytes == 0 || !is_empty({0, header.region.chunk_bytes, header.region.count,
                                                       header.region.stride_bytes}))
       return bad(name, "it has a stamp and no region");
-  } else if (!is_empty(header.region)) {
+  } else if (!is_shared && !is_empty(header.region)) {
     return bad(name, "it has no region");
   }
   return check_body(header, operation);

@@ -37,7 +37,35 @@ enum class Operation : std::uint8_t {
   read_table,  // pointer: any version of a block; reply pointer: the one that lives at its address, or not_found;
                // reply body: its header and its child table, then Trailer
   withdraw,  // pointer: a record at home; ok if its task waited here and is gone now, else not_found
+  // pointer: a hold of a shared object (none to bury); argument: SharedVerb; region: its four operands; body: a block,
+  // where the verb has one; reply: what the verb says, in the pointer's fields
+  shared,
   count_,
+};
+
+// What a process of another server does to a shared object, a step a request. `who` is a sync::Who, `token` names the
+// thread there. Where it has to wait, the answer comes when its turn has, or says after `wait_ms` (at most
+// kSharedReplyMs): not yet. The place in the line stays; the next request with the same token goes on from it.
+enum class SharedVerb : std::uint16_t {
+  hold = 1,  // reply: a new hold, by the same role
+  bury,      // who: that process has ended; no pointer
+  step,      // of an atomic: sync::Step, two operands; reply: the value before
+  lock,      // who, token, wait_ms | kRecover, the version that is known; reply: SharedAnswer, version; body: the value
+  unlock,    // who, token, kPoisons; body: the value written back, or none; reply: its version
+  abandon,   // who, token: whatever this thread has there, waiting or held, it gives up
+  send,      // who, token, wait_ms; body: the message; reply: SharedAnswer
+  receive,   // who, token, wait_ms; reply: the message's pointer, which the receiver frees; body: the message
+  count_,
+};
+struct SharedOperand {
+  static constexpr std::uint64_t kRecover = 1ULL << 32;  // with wait_ms: a poisoned lock is taken, and the poison cleared
+  static constexpr std::uint64_t kPoisons = 1;
+};
+enum class SharedAnswer : std::uint64_t {
+  waiting,   // not yet
+  locked,    // body: the value, if the version that was known is another, and there is one
+  poisoned,  // not locked
+  again,     // not locked: this very thread holds it
 };
 
 // `count` chunks of `chunk_bytes`, `stride_bytes` apart, the first at `offset_bytes` from the start of the

@@ -69,6 +69,7 @@ bool Connection::step(Wants& wants) {
       stream_->end_sending();
       break;
     case Phase::control: wants = Wants::control; return false;
+    case Phase::waits: wants = Wants::waits; return false;
     case Phase::closed: wants = Wants::close; return false;
   }
   if (phase_ == Phase::closed) return true;
@@ -157,6 +158,10 @@ void Connection::answer(Answer answer) {
     case Answer::Kind::control:
       phase_ = Phase::control;
       return;  // the body stays in the intake until it is taken
+    case Answer::Kind::waits:
+      phase_ = Phase::waits;
+      operations_.discard(intake_);
+      return;
     case Answer::Kind::none: break;
     case Answer::Kind::reply: {
       const std::string& sentence = answer_.status.detail();
@@ -168,7 +173,7 @@ void Connection::answer(Answer answer) {
     case Answer::Kind::served: {
       const std::uint64_t body_bytes =
           answer_.head_bytes + answer_.chunks.left_bytes() + sizeof(wire::Trailer);
-      start_reply(Code::ok, answer_.block, body_bytes);
+      start_reply(Code::ok, answer_.pointer.is_null() ? answer_.block : answer_.pointer, body_bytes);
       append(answer_.head.data(), answer_.head_bytes);
       owes_trailer_ = true;
       is_stale_ = false;
@@ -217,6 +222,10 @@ void Connection::answer_control(std::span<const std::byte> body) {
   if (fits) append(body.data(), body.size());
   phase_ = Phase::header;
   operations_.count(heap::Counter::messages_served);
+}
+
+void Connection::answer_wait(Answer given) {
+  if (phase_ == Phase::waits) answer(std::move(given));
 }
 
 void Connection::reject(Status reason) {

@@ -33,6 +33,7 @@ class Connection {
     event,    // the stream must become readable or writable first
     turn,     // there is more to do: others first
     control,  // take_control(), and later answer_control()
+    waits,    // take_wait(), and later answer_wait()
     close,    // nothing more to do; reason() says why
   };
 
@@ -53,6 +54,9 @@ class Connection {
   [[nodiscard]] std::vector<std::byte> take_control() noexcept;
   // Queues the answer; advance() sends it.
   void answer_control(std::span<const std::byte> body);
+  // The request that has to wait, after Wants::waits; and its answer.
+  [[nodiscard]] const SharedWait& wait() const noexcept { return answer_.wait; }
+  void answer_wait(Answer answer);
 
   [[nodiscard]] bool is_authenticated() const noexcept { return handshake_ == nullptr; }
   // Why it wants to be closed. ok: the peer ended the connection, or was lost.
@@ -60,7 +64,7 @@ class Connection {
   [[nodiscard]] const transport::Stream& stream() const noexcept { return *stream_; }
 
  private:
-  enum class Phase : std::uint8_t { handshake, refused, header, body, control, closed };
+  enum class Phase : std::uint8_t { handshake, refused, header, body, control, waits, closed };
   enum class Fill : std::uint8_t { moved, blocked, gone };
 
   bool step(Wants& wants);

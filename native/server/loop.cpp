@@ -27,8 +27,8 @@ std::int64_t now_ms() noexcept {
 
 }  // namespace
 
-Loop::Loop(Operations& operations, ControlDesk& desk, LoopOptions options)
-    : operations_(operations), desk_(desk), options_(options), last_id_(kFirstId) {}
+Loop::Loop(Operations& operations, ControlDesk& desk, Attendant& attendant, LoopOptions options)
+    : operations_(operations), desk_(desk), attendant_(attendant), options_(options), last_id_(kFirstId) {}
 
 Loop::~Loop() {
   stop();
@@ -87,10 +87,14 @@ void Loop::post(Letter letter) {
   wake();
 }
 
-void Loop::adopt(std::unique_ptr<transport::Stream> stream) { post({std::move(stream), 0, {}}); }
+void Loop::adopt(std::unique_ptr<transport::Stream> stream) { post({std::move(stream), 0, {}, nullptr}); }
 
 void Loop::answer(std::uint64_t connection, std::vector<std::byte> body) {
-  post({nullptr, connection, std::move(body)});
+  post({nullptr, connection, std::move(body), nullptr});
+}
+
+void Loop::answer_wait(std::uint64_t connection, Answer answer) {
+  post({nullptr, connection, {}, std::make_unique<Answer>(std::move(answer))});
 }
 
 void Loop::log(const std::string& sentence) const {
@@ -113,7 +117,12 @@ void Loop::run() {
         const bool is_ending = (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
         found->second.connection->set_ready((event.events & EPOLLIN) != 0 || is_ending,
                                             (event.events & EPOLLOUT) != 0 || is_ending, is_ending);
-        drive(event.data.u64);
+        if (is_ending && found->second.awaits_turn) {  // nobody hangs up while he waits: that process has died
+          attendant_.cancel({options_.index, event.data.u64});
+          close(event.data.u64);
+        } else {
+          drive(event.data.u64);
+        }
       }
     }
     for (const std::uint64_t id : std::exchange(turns_, {})) {
@@ -157,8 +166,13 @@ void Loop::read_inbox() {
     if (letter.stream != nullptr) {
       admit(std::move(letter.stream));
     } else if (const auto found = entries_.find(letter.connection); found != entries_.end()) {
-      found->second.awaits_control = false;
-      found->second.connection->answer_control(letter.body);
+      found->second.awaits_answer = false;
+      found->second.awaits_turn = false;
+      if (letter.waited_for != nullptr) {
+        found->second.connection->answer_wait(std::move(*letter.waited_for));
+      } else {
+        found->second.connection->answer_control(letter.body);
+      }
       drive(letter.connection);
     }
   }
@@ -187,7 +201,7 @@ void Loop::drive(std::uint64_t id) {
   const auto found = entries_.find(id);
   if (found == entries_.end()) return;
   Entry& entry = found->second;
-  if (entry.awaits_control) return;
+  if (entry.awaits_answer) return;
   const Connection::Wants wants = entry.connection->advance();
   if (entry.is_stranger && entry.connection->is_authenticated()) {
     entry.is_stranger = false;
@@ -199,8 +213,13 @@ void Loop::drive(std::uint64_t id) {
       if (!std::exchange(entry.has_turn, true)) turns_.push_back(id);
       break;
     case Connection::Wants::control:
-      entry.awaits_control = true;
+      entry.awaits_answer = true;
       desk_.put({options_.index, id}, entry.connection->take_control());
+      break;
+    case Connection::Wants::waits:
+      entry.awaits_answer = true;
+      entry.awaits_turn = true;
+      attendant_.put({options_.index, id}, entry.connection->wait());
       break;
     case Connection::Wants::close: close(id); break;
   }

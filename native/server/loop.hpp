@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "base/status.hpp"
+#include "server/attendant.hpp"
 #include "server/connection.hpp"
 #include "server/control_desk.hpp"
 #include "transport/contract.hpp"
@@ -39,7 +40,7 @@ struct LoopOptions {
 class Loop {
  public:
   using Place = std::function<void(std::unique_ptr<transport::Stream>)>;
-  Loop(Operations& operations, ControlDesk& desk, LoopOptions options);
+  Loop(Operations& operations, ControlDesk& desk, Attendant& attendant, LoopOptions options);
   ~Loop();
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
@@ -53,18 +54,21 @@ class Loop {
   // Any thread.
   void adopt(std::unique_ptr<transport::Stream> stream);
   void answer(std::uint64_t connection, std::vector<std::byte> body);
+  void answer_wait(std::uint64_t connection, Answer answer);
 
  private:
   struct Entry {
     std::unique_ptr<Connection> connection;
     bool is_stranger = true;  // counted in strangers_
-    bool awaits_control = false;
+    bool awaits_answer = false;  // of the control plane or the attendant
+    bool awaits_turn = false;     // of the attendant: its peer has a place in a line
     bool has_turn = false;  // listed in turns_
   };
   struct Letter {
     std::unique_ptr<transport::Stream> stream;  // null: an answer
     std::uint64_t connection = 0;
     std::vector<std::byte> body;
+    std::unique_ptr<Answer> waited_for;  // the attendant's; else the control plane's
   };
   struct Stranger {
     std::uint64_t connection;
@@ -85,6 +89,7 @@ class Loop {
 
   Operations& operations_;
   ControlDesk& desk_;
+  Attendant& attendant_;
   LoopOptions options_;
   int epoll_ = -1;  // constant between open() and destruction, as the two below
   int wake_ = -1;

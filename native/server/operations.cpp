@@ -79,6 +79,9 @@ void Operations::admit(const wire::RequestHeader& header, Intake& intake) {
         admit_staging(header.body_bytes, intake);
       }
       break;
+    case wire::Operation::shared:
+      if (header.body_bytes > 0) admit_block(header.body_bytes, intake);
+      break;
     case wire::Operation::read_block:
     case wire::Operation::read_region:
     case wire::Operation::inquire:
@@ -147,6 +150,7 @@ Answer Operations::execute(const wire::RequestHeader& header, Intake& intake) {
     case wire::Operation::withdraw: return withdraw(pointer_of(header));
     case wire::Operation::ping: return {};
     case wire::Operation::replicate: return replicate(header, intake);
+    case wire::Operation::shared: return shared(header, intake);
     case wire::Operation::control: {
       Answer answer;
       answer.kind = Answer::Kind::control;

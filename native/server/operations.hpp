@@ -31,6 +31,7 @@
 #include "protocol/wire.hpp"
 #include "server/chunks.hpp"
 #include "server/replicas.hpp"
+#include "sync/who.hpp"
 #include "tasks/queue.hpp"
 
 namespace drust::server {
@@ -51,6 +52,19 @@ struct Intake {
   Status submit_refusal;
 };
 
+// A request that waits for its turn at a shared object, on behalf of a process of another server.
+struct SharedWait {
+  GlobalPointer object;
+  wire::SharedVerb verb = wire::SharedVerb::lock;
+  sync::Who who;
+  std::uint64_t token = 0;
+  std::uint32_t place = 0;  // in the line
+  std::uint64_t version = 0;  // that is known there
+  bool recovers = false;
+  std::uint32_t wait_ms = 0;
+  GlobalPointer message;  // to be sent
+};
+
 // What goes back.
 struct Answer {
   enum class Kind : std::uint8_t {
@@ -59,12 +73,14 @@ struct Answer {
     served,     // a read: `head` and then `chunks` of the version `block`, and the trailer
     group,      // a read of `blocks`, each as it is served
     control,    // the control plane will answer; the body is in Intake::buffer
+    waits,      // the attendant will answer: `wait`
     malformed,  // the peer cannot be trusted: close
   };
   Kind kind = Kind::reply;
   Status status;
-  GlobalPointer pointer;
+  GlobalPointer pointer;  // of a reply; of a served block, if it is not the block's own
   GlobalPointer block;
+  SharedWait wait;
   Chunks chunks;
   std::vector<GlobalPointer> blocks;  // to be served one after the other, each with its trailer
   std::uint32_t head_bytes = 0;
@@ -116,6 +132,14 @@ class Operations {
   Answer complete(const wire::RequestHeader& header, Intake& intake);
   Answer replicate(const wire::RequestHeader& header, Intake& intake);
   Answer withdraw(const GlobalPointer& record);
+  // shared_calls.cpp
+  Answer shared(const wire::RequestHeader& header, Intake& intake);
+  // Whether the turn of one that waits has come; `is_over`: an answer now, whatever it is.
+  [[nodiscard]] bool look_again(const SharedWait& wait, bool is_over, Answer& answer);
+  // A waiter that did not ask again: it leaves the line.
+  void lapse(const SharedWait& wait);
+  // Frees what is not held any more.
+  void free_unheld();
 
   // Where a version is in this partition: it itself, or its replica here if its server was lost and this one
   // answers in its place. Not found otherwise.
@@ -130,6 +154,13 @@ class Operations {
   Result<Chunks> locate(const wire::RequestHeader& header) const;
   Result<GlobalPointer> publish(Intake& intake);
   void take_notice(const wire::FreeItem& item);
+  Answer lock_shared(const wire::RequestHeader& header, const GlobalPointer& object);
+  Answer unlock_shared(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake);
+  void answer_locked(const SharedWait& wait, Answer& answer);
+  Answer send_shared(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake);
+  Answer receive_shared(const wire::RequestHeader& header, const GlobalPointer& object);
+  [[nodiscard]] bool look_at_channel(const SharedWait& wait, bool is_over, Answer& answer);
+  void serve_value(const GlobalPointer& value, Answer& answer);
   void free_tree(const GlobalPointer& local);
   Status queue_task(const wire::RequestHeader& header, Intake& intake);
   [[nodiscard]] std::vector<GlobalPointer> owned_elsewhere(const GlobalPointer& local) const;

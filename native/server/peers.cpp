@@ -288,6 +288,24 @@ Status Peers::ping(ServerId server) {
   return pool_->ask(server, call);
 }
 
+Result<std::array<std::uint64_t, 3>> Peers::shared(ServerId server, const GlobalPointer& hold, wire::SharedVerb verb,
+                                                   const std::array<std::uint64_t, 4>& operands,
+                                                   const GlobalPointer& body, std::vector<std::byte>& bytes) {
+  BlockBody block;
+  Call call;
+  call.request = request_for(wire::Operation::shared, hold, 0);
+  call.request.argument = static_cast<std::uint16_t>(verb);
+  call.request.region = {operands[0], operands[1], operands[2], operands[3]};
+  if (!body.is_null()) {
+    if (Status status = block.open(pool_->partition, body); !status.ok()) return status;
+    call.request.body_bytes = body.extent_bytes;
+    call.body = block.parts();
+  }
+  call.reply_buffer = &bytes;
+  if (Status status = pool_->ask(server, call); !status.ok()) return status;
+  return std::array<std::uint64_t, 3>{call.reply.address, call.reply.colour, call.reply.extent_bytes};
+}
+
 Result<std::vector<std::byte>> Peers::control(ServerId server, std::span<const std::byte> request) {
   if (request.size() > kControlBodyBytesMax)
     return Status(Code::bad_request, "control: the body is too long");

@@ -15,6 +15,7 @@
 // and complete() hand over is on this server's backup before they leave (replicator.cpp).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -97,6 +98,11 @@ class Peers {
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);
   Status ping(ServerId server);
+  // One step at a shared object of another server: wire::SharedVerb. It may wait there, as long as it says. `body`: a
+  // block of this partition, or null. The words of the reply; its bytes, if it has some, are left in `bytes`.
+  Result<std::array<std::uint64_t, 3>> shared(ServerId server, const GlobalPointer& hold, wire::SharedVerb verb,
+                                              const std::array<std::uint64_t, 4>& operands, const GlobalPointer& body,
+                                              std::vector<std::byte>& bytes);
   Result<std::vector<std::byte>> control(ServerId server, std::span<const std::byte> body);
 
   // Puts blocks on a backup server that has none of them: in commits of kReplicaBatchBytes. Returns the bytes.

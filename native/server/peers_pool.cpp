@@ -24,6 +24,7 @@ heap::Counter counter_of(std::uint8_t operation) noexcept {
     case wire::Operation::complete: return heap::Counter::complete_messages;
     case wire::Operation::free_blocks: return heap::Counter::free_messages;
     case wire::Operation::replicate: return heap::Counter::replica_messages;
+    case wire::Operation::shared: return heap::Counter::shared_messages;
     case wire::Operation::inquire:
     case wire::Operation::read_table:
     case wire::Operation::withdraw:
@@ -42,7 +43,8 @@ bool is_personal(std::uint8_t operation) noexcept {
 bool may_be_repeated(std::uint8_t operation) noexcept {
   return operation != static_cast<std::uint8_t>(wire::Operation::put_block) &&
          operation != static_cast<std::uint8_t>(wire::Operation::submit) &&
-         operation != static_cast<std::uint8_t>(wire::Operation::withdraw);
+         operation != static_cast<std::uint8_t>(wire::Operation::withdraw) &&
+         operation != static_cast<std::uint8_t>(wire::Operation::shared);
 }
 
 // Silence and loss are the same to a caller: the server is lost.

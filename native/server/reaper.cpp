@@ -7,6 +7,7 @@
 
 #include "base/limits.hpp"
 #include "server/deliver.hpp"
+#include "sync/bury.hpp"
 
 namespace drust::server {
 namespace {
@@ -72,7 +73,8 @@ void Reaper::send_frees(const std::vector<GlobalPointer>& remote) {
 std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::string& reason) {
   heap::Partition& partition = heap_.partition();
   partition.declare_dead(dead);
-  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}, .reports = {}};
+  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}, .reports = {}, .untold = {}, .next_telling = {}};
+  bury(estate);  // first: others wait for it
   const std::vector<tasks::Held> held = queue_.reap(dead);
   drop_records(estate);
   settle_tasks(estate, held);
@@ -292,6 +294,24 @@ Reaper::Fence Reaper::fence() {
   return fence;
 }
 
+// What it had in shared objects; those of other servers are told when all else is done.
+void Reaper::bury(Estate& estate) {
+  heap::Partition& partition = heap_.partition();
+  const sync::Who dead = sync::Who::make(partition.server(), estate.dead);
+  sync::bury_everywhere(heap_, [dead](sync::Who who) { return who == dead; }, estate.dead);
+  for (const ServerId server : partition.servers()) {
+    if (server != partition.server()) estate.untold.push_back(server);
+  }
+}
+
+// False: it could not be reached, and is not known to be lost.
+bool Reaper::tell(const Estate& estate, ServerId server) {
+  std::vector<std::byte> none;
+  const sync::Who dead = sync::Who::make(heap_.partition().server(), estate.dead);
+  const auto told = peers_.shared(server, {}, wire::SharedVerb::bury, {dead.raw(), 0, 0, 0}, {}, none);
+  return told.ok() || told.status().code() != Code::server_lost || heap_.partition().endpoint(server).port == 0;
+}
+
 // True while something is still out.
 bool Reaper::go_on(Estate& estate) {
   std::erase_if(estate.waiting, [&](Waiting& waiting) {
@@ -316,7 +336,11 @@ bool Reaper::go_on(Estate& estate) {
     free_estate(estate);
     estate.is_freed = true;
   }
-  return !estate.waiting.empty() || !estate.reports.empty() || !estate.is_freed;
+  if (!estate.untold.empty() && Clock::now() >= estate.next_telling) {
+    std::erase_if(estate.untold, [&](ServerId server) { return tell(estate, server); });
+    estate.next_telling = Clock::now() + std::chrono::milliseconds(kTargetLookMs);
+  }
+  return !estate.waiting.empty() || !estate.reports.empty() || !estate.untold.empty() || !estate.is_freed;
 }
 
 }  // namespace drust::server

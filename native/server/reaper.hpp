@@ -74,6 +74,8 @@ class Reaper {
     std::vector<Waiting> waiting;
     std::vector<Dying> dying;
     std::vector<Report> reports;  // that their receivers have not got yet
+    std::vector<ServerId> untold;  // servers at whose shared objects it may have waited or held something
+    Clock::time_point next_telling;
     bool is_freed = false;
   };
 
@@ -88,6 +90,8 @@ class Reaper {
   void lose_undelivered(const Waiting& waiting);
   void forget_sent(const Estate& estate, const Waiting& waiting);
   void free_estate(const Estate& estate);
+  void bury(Estate& estate);
+  [[nodiscard]] bool tell(const Estate& estate, ServerId server);
   [[nodiscard]] bool go_on(Estate& estate);
   void send_frees(const std::vector<GlobalPointer>& remote);
 

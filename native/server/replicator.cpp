@@ -28,6 +28,7 @@
 #include "heap/block.hpp"
 #include "protocol/replication.hpp"
 #include "server/peers_pool.hpp"
+#include "heap/shared.hpp"
 #include "server/snapshot.hpp"
 
 namespace drust::server {
@@ -57,6 +58,7 @@ std::vector<Replica> missing_below(const heap::Partition& partition, const heap:
     if (!block.ok()) continue;
     const heap::BlockHeader& header = block.value().header();
     if ((header.flags.load(std::memory_order_acquire) & heap::kReplicated) != 0) continue;
+    if (header.codec == heap::kHoldCodec) continue;  // a shared object is lost with its home
     const GlobalPointer whole{pointer.address, pointer.colour, header.extent_bytes};
     found.push_back({whole, whole, false});
     for (const heap::ChildPointer& child : block.value().children()) {

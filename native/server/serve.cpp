@@ -6,6 +6,7 @@
 #include "server/control_desk.hpp"
 #include "server/forks.hpp"
 #include "server/loop.hpp"
+#include "sync/bury.hpp"
 #include "transport/tcp.hpp"
 
 namespace drust::server {
@@ -21,7 +22,10 @@ class Server::Loops {
                       flags == wire::FreeItem::kMade ? peers.free_made_later(block) : peers.free_later(block, false);
                     },
                     [&peers](const GlobalPointer& value) { peers.confirm_later(value); },
-                    [&peers](Address block) { peers.drop_replica_later(block); }}) {}
+                    [&peers](Address block) { peers.drop_replica_later(block); }}),
+        attendant(heap.partition(), operations, [this](const Attendant::Asker& asker, Answer answer) {
+          loops[asker.loop]->answer_wait(asker.connection, std::move(answer));
+        }) {}
 
   Status start() {
     if (options.token.size() != kTokenBytes)
@@ -35,7 +39,7 @@ class Server::Loops {
     for (std::uint32_t index = 0; index < options.threads; ++index) {
       const std::uint32_t handshakes_max = (kHandshakesMax + options.threads - 1) / options.threads;
       loops.push_back(std::make_unique<Loop>(
-          operations, desk, LoopOptions{index, handshakes_max, options.token, &options.log}));
+          operations, desk, attendant, LoopOptions{index, handshakes_max, options.token, &options.log}));
       if (Status status = loops.back()->open(); !status.ok()) return status;
     }
     const auto place = [this](std::unique_ptr<transport::Stream> stream) {
@@ -44,6 +48,7 @@ class Server::Loops {
     if (Status status = loops[0]->accept_from(*listener, place); !status.ok()) return status;
     try {
       for (auto& loop : loops) loop->start();
+      attendant.start();
     } catch (const std::system_error& error) {
       return Status(Code::system, std::string("starting a serving thread: ") + error.what());
     }
@@ -53,6 +58,7 @@ class Server::Loops {
   [[nodiscard]] bool is_forked() const noexcept { return fork_generation() != generation; }
 
   void stop() noexcept {
+    attendant.stop();
     for (auto& loop : loops) loop->stop();
     desk.close();
     listener.reset();  // who comes now is refused at once
@@ -63,6 +69,7 @@ class Server::Loops {
   heap::Heap& heap;
   Peers& peers;
   Operations operations;
+  Attendant attendant;
   ControlDesk desk;
   std::unique_ptr<transport::Listener> listener;  // the accepting loop's, while it runs
   std::uint16_t port = 0;
@@ -97,6 +104,7 @@ void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
 std::size_t Server::fail_records(ServerId lost, std::uint16_t incarnation) {
   loops_->operations.refuse_tasks(lost, incarnation);
   heap::Partition& partition = loops_->heap.partition();
+  sync::bury_everywhere(loops_->heap, [lost](sync::Who who) { return who.server() == lost; });
   std::size_t failed = 0;
   partition.each_live_block([&](const heap::BlockInfo& block) {
     if (block.codec != tasks::kRecordCodec) return;

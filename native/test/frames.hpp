@@ -125,6 +125,16 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       body = sample;
       break;
     }
+    case wire::Operation::shared: {  // at a block that is no hold
+      const auto verb = static_cast<wire::SharedVerb>(
+          1 + dice.below(static_cast<std::uint64_t>(wire::SharedVerb::count_) - 1));
+      header = verb == wire::SharedVerb::bury ? request(operation) : request(operation, block);
+      header.argument = static_cast<std::uint16_t>(verb);
+      header.region = {dice.next(), dice.next(), dice.next(), dice.next()};
+      const bool takes_body = verb == wire::SharedVerb::unlock || verb == wire::SharedVerb::send;
+      if (takes_body && dice.once_in(2)) body = sample;
+      break;
+    }
     case wire::Operation::control: append_random(body, dice, dice.below(200)); break;
     case wire::Operation::ping:
     case wire::Operation::count_: break;

@@ -39,6 +39,7 @@ wire::RequestHeader request(Operation operation) {
     header.region.offset_bytes = 7;
   }
   if (operation == Operation::control) header.body_bytes = 5;
+  if (operation == Operation::shared) header.argument = static_cast<std::uint16_t>(wire::SharedVerb::step);
   return header;
 }
 
@@ -92,6 +93,27 @@ TEST("a request with a wrong magic number, operation, flag or argument is refuse
   CHECK(!is_accepted(Operation::submit, [](auto& header) { header.argument = kRetriesMax + 1; }));
   CHECK(!is_accepted(Operation::submit, [](auto& header) { header.argument = 0x4000; }));
   CHECK(!is_accepted(Operation::ping, [](auto& header) { header.argument = 1; }));
+}
+
+TEST("a step at a shared object names a verb and its hold, and has a body where the verb takes one") {
+  using wire::SharedVerb;
+  const auto is_taken = [](SharedVerb verb, std::uint64_t body_bytes, bool has_hold = true) {
+    return is_accepted(Operation::shared, [&](auto& header) {
+      header.argument = static_cast<std::uint16_t>(verb);
+      header.body_bytes = body_bytes;
+      header.region = {kMost, kMost, kMost, kMost};  // four operands, whatever they are
+      if (!has_hold) header.address = header.colour = header.extent_bytes = 0;
+    });
+  };
+  for (auto verb = SharedVerb::hold; verb < SharedVerb::count_; verb = static_cast<SharedVerb>(static_cast<int>(verb) + 1)) {
+    const bool takes_body = verb == SharedVerb::unlock || verb == SharedVerb::send;
+    CHECK_EQ(is_taken(verb, 0), verb != SharedVerb::bury);
+    CHECK_EQ(is_taken(verb, 0, false), verb == SharedVerb::bury);
+    CHECK_EQ(is_taken(verb, 256), takes_body);
+    CHECK(!is_taken(verb, 63));
+  }
+  CHECK(!is_taken(static_cast<SharedVerb>(0), 0));
+  CHECK(!is_taken(SharedVerb::count_, 0));
 }
 
 TEST("a pointer must be a place with a colour and an extent, and only where one belongs") {

@@ -37,6 +37,12 @@ _ARGUMENT_HANDLES: dict[type, int] = {_core.Box: 0, _core.Ref: LENT_SHARED, _cor
 _RESULT_HANDLES: dict[type, int] = {_core.Box: 0}
 
 
+def pass_by_hold(kind: type, flags: int) -> None:
+    """Registers a class of shared handles: drust.sync. Whoever gets one gets a hold of his own."""
+    _ARGUMENT_HANDLES[kind] = flags
+    _RESULT_HANDLES[kind] = flags
+
+
 def lend_columns(kind: type) -> None:
     """Registers the class of column borrows: drust.frames, which is imported only where frames are."""
     _ARGUMENT_HANDLES[kind] = LENT_MUTABLE
@@ -141,7 +147,7 @@ class Outgoing:
         self._kept = (shipped.pin, function)  # the function's bytes must outlive the task
         self._also_kept: _core.Pin | None = None  # of a function among the arguments, too
         self._function = shipped.reference
-        self._moved: list[tuple[_core.Box[Any], _core.Pin, object]] = []
+        self._moved: list[tuple[_core.Box[Any] | _core.Shared, _core.Pin, object]] = []
         self._pin: _core.Pin | None = None
 
     def __str__(self) -> str:
@@ -188,8 +194,8 @@ class Outgoing:
         pointers: list[Child] = []
         pin: _core.Pin
         for index, (handle, flags) in enumerate(encoded.children):
-            if isinstance(handle, _core.Box):
-                excepted = EXCEPTED if handle._excepted else 0
+            if isinstance(handle, _core.Box | _core.Shared):
+                excepted = EXCEPTED if handles.is_excepted(handle) else 0
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
                 pointers.append((*pin.pointer, flags | excepted))
@@ -536,7 +542,7 @@ class Outcome:
             whole = _EMPTY if value is None else codecs.encode(value)
             if whole.nbytes > APART_BYTES:
                 # It travels as one value: with replicas, if one of the Boxes in it has them.
-                has_replicas = any(box._excepted for box, _ in whole.children)
+                has_replicas = any(handles.is_excepted(handle) for handle, _ in whole.children)
                 excepted = EXCEPTED if has_replicas and not runtime.config().replicas else 0
                 self._apart = handles.write_encoded(whole)
                 apart = msgspec.structs.replace(header, apart=True)
@@ -544,7 +550,7 @@ class Outcome:
                 return draft_block(_core.COMPLETION_CODEC, apart, _EMPTY, [child, *room])
         encoded = _EMPTY if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
         try:
-            flags = [EXCEPTED if box._excepted else 0 for box, _ in encoded.children]
+            flags = [kind | (EXCEPTED if handles.is_excepted(handle) else 0) for handle, kind in encoded.children]
             for box, _ in encoded.children:
                 self._moved.append((box, *box._transfer()))
             children = [(*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)]

@@ -20,6 +20,7 @@ import concurrent.futures
 import pickle
 import queue
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform
 
@@ -429,6 +430,24 @@ class ClosedError(ClusterError):
     advice = "Do this before closing it, or open a new one (drust.init() for the runtime)."
 
     object: str = "drust"  # or `channel jobs`
+
+
+class ChannelClosedError(ClosedError):
+    """A channel whose other end is gone: its last sender, or its last receiver."""
+
+    template = "the other end of {object} is gone"
+    advice = "Keep a handle of that end as long as it is needed; a receiver's loop ends by itself."
+
+    object: str = "the channel"
+
+
+class BarrierBrokenError(ClusterError, threading.BrokenBarrierError):
+    """Somebody gave up waiting at a barrier: the others would wait for ever."""
+
+    template = "{object} is broken: one of its parties gave up waiting"
+    advice = "Make a new one for those who are left."
+
+    object: str = "the barrier"
 
 
 class BorrowTimeoutError(ClusterError, TimeoutError):

@@ -157,7 +157,7 @@ class _Run:
         flags = self._children[child][3]
         self._moved.discard(child)
         if not flags & (calls.LENT_SHARED | calls.LENT_MUTABLE):
-            return handles.receive(self._call.pin, child)
+            return handles.receive(self._call.pin, child, again=self._call.header.again)
         header = self._call.header
         pointer = self._children[child][:3]
         column = header.columns.get(child)
@@ -193,7 +193,7 @@ class _Run:
             i for i, child in enumerate(children) if child[3] & calls.LENT_MUTABLE and parts[i] is None
         ]
         for child in self._moved:  # the function could not be had, or its arguments not decoded
-            handles.receive(self._call.pin, child)
+            handles.receive(self._call.pin, child, again=self._call.header.again)
         self._lease.drain()
         outcome = calls.Outcome(result, error, len(mutable), remote=self._remote)
         if error is not None:

@@ -60,6 +60,11 @@ Region: TypeAlias = tuple[int, int, int, int]
 # -- values into the heap ----------------------------------------------------------------------------------
 
 
+def is_excepted(handle: object) -> bool:
+    """Whether its value is an exception from what the session says of replicas."""
+    return isinstance(handle, _core.Box) and handle._excepted
+
+
 def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     """A block with these parts: one copy of each buffer; children go with it."""
     if encoded.children and encoded.codec in codecs.GROUPS:
@@ -69,7 +74,7 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     def pointer_of(child: "_core.Box[Any]", flags: int) -> tuple[int, int, int, int]:
         pin = child._publish()
         owned.append(pin)
-        kept, excepted = KEPT if child._kept else 0, EXCEPTED if child._excepted else 0
+        kept, excepted = KEPT if child._kept else 0, EXCEPTED if is_excepted(child) else 0
         return (*pin.pointer, flags | kept | excepted)
 
     block = codecs.write(runtime.current(), encoded, pointer_of)
@@ -347,10 +352,12 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     owns_children = pin.on_release == FREE_TREE
     is_lent = box._lease is not None
 
-    def child(index: int) -> "_core.Box[Any]":
+    def child(index: int) -> "_core.Box[Any] | _core.Shared":
         flags = source.children[index][3]
         kept = is_lent and bool(flags & KEPT)
         owns = owns_children and writable and not kept
+        if flags & _core.HOLD:
+            return open_hold(source.children[index][:3], flags, owns=owns)
         return hold(
             source.children[index][:3], "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED)
         )
@@ -388,6 +395,22 @@ def _materialise_group(box: "_core.Box[Any]", source: _core.Pin, writable: bool)
     value = codecs.decode(source, False, parts.__getitem__)
     _note_kind(value)
     box._install(value, source, False, writable)
+
+
+_shared_classes: dict[int, "type[_core.Shared]"] = {}  # by kind; set when drust.sync is imported
+
+
+def open_holds_as(classes: "dict[int, type[_core.Shared]]") -> None:
+    """Registers the classes of shared objects by their kinds: drust.sync."""
+    _shared_classes.update(classes)
+
+
+def open_hold(
+    pointer: Pointer, flags: int, *, owns: bool, holder: "_core.Pin | None" = None, index: int = 0
+) -> "_core.Shared":
+    """The handle of a shared object whose hold came as a child: 1 round trip if elsewhere and not owned."""
+    kind = (flags >> _core.HOLD_KIND_SHIFT) & 31
+    return _shared_classes[kind]._open(pointer, owns, flags, holder, index)
 
 
 def hold(
@@ -431,11 +454,25 @@ def hold(
     )
 
 
-def receive(block: "_core.Pin", index: int) -> "_core.Box[Any]":
-    """The Box that child `index` of a call or completion brought here, wherever it lies. No message."""
+def receive(
+    block: "_core.Pin", index: int, *, again: bool = False
+) -> "_core.Box[Any] | _core.Shared":
+    """The handle that child `index` of a call or completion brought here, wherever it lies. No message.
+
+    Args:
+        block: the call or completion.
+        index: which child.
+        again: the block keeps a hold that it brought, for the next run of its task.
+    """
     pointer = block.children[index][:3]
-    excepted = bool(block.children[index][3] & EXCEPTED)
+    flags = block.children[index][3]
+    excepted = bool(flags & EXCEPTED)
     here = runtime.current()
+    if flags & _core.HOLD:
+        handle = open_hold(pointer, flags, owns=not again, holder=block, index=index)
+        if not again and runtime.server_of(pointer) == here.server:
+            here.take_child(block.pointer, index)
+        return handle
     if runtime.server_of(pointer) != here.server:
         return hold(pointer, "owned", excepted=excepted, holder=(block, index))
     box = hold(pointer, "owned", excepted=excepted)
@@ -457,9 +494,12 @@ def take_value(pointer: Pointer) -> Any:
     if groups.is_parent(pin):
         return codecs.decode(pin, False, groups.open_parts(pin).__getitem__)
 
-    def child(index: int) -> "_core.Box[Any]":
-        excepted = bool(pin.children[index][3] & EXCEPTED)
-        return hold(pin.children[index][:3], "owned", excepted=excepted)
+    def child(index: int) -> "_core.Box[Any] | _core.Shared":
+        *where, flags = pin.children[index]
+        pointer = (where[0], where[1], where[2])
+        if flags & _core.HOLD:
+            return open_hold(pointer, flags, owns=True)
+        return hold(pointer, "owned", excepted=bool(flags & EXCEPTED))
 
     return codecs.decode(pin.as_writable(), True, child)
 
@@ -585,7 +625,7 @@ def _clone(box: "_core.Box[Any]") -> object:
     encoded = codecs.encode(box._value)
     if encoded.children and encoded.codec in codecs.GROUPS:
         return box._value  # nobody can change it: the columns are shared until one is written
-    clones = [child.clone() for child, _ in encoded.children]
+    clones = [child.clone() for child, _ in encoded.children]  # of a shared object, the handle itself
     return codecs.decode(_PrivateParts(encoded), True, clones.__getitem__)
 
 

@@ -43,6 +43,7 @@ OWNER_NAMES = {
     5: "a queue",
     6: "a task, as its version of what it was lent",
     7: "another server, as a replica",
+    8: "whoever has a handle of it",
 }
 
 

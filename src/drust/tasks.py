@@ -512,7 +512,7 @@ def _start_batch(
     retry: int,
     handles: list[JoinHandle[T]],
 ) -> None:
-    """Starts these, a message for each server that they go to; adds their handles, in the order of `arguments`."""
+    """Starts these, a message for each server they go to; adds their handles, in the order of `arguments`."""
     ready: list[tuple[int, calls.Outgoing, Pointer]] = []
     sent: dict[int, JoinHandle[T]] = {}
     try:

@@ -62,6 +62,7 @@ def main() -> None:
     _take_over(start)
 
     from drust import execution, runtime
+    from drust import sync as _sync  # noqa: F401 - registers the handles that arguments may bring
 
     runtime.attach_worker(memfd, start.token)
     execution.work()

@@ -6,6 +6,7 @@ from rich.console import Console
 from drust.bench import micro as runner
 from drust.bench import replication as replication_runner
 from drust.bench import report
+from drust.bench import sync as sync_runner
 from drust.bench import tasks as task_runner
 
 
@@ -31,6 +32,28 @@ def micro(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()
     errors = Console(stderr=True)
     with errors.status("starting two servers") as status:
         result = runner.run(quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}"))
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        report.show(result, report.console_for())
+
+
+@bench.command(name="sync")
+@click.option("--quick", is_flag=True, help="Fewer and shorter samples: below 20 s instead of 2 min.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(list(sync_runner.GROUPS)),
+    help="Only these rows; may be repeated.",
+)
+def sync(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()) -> None:
+    """What locks, atomics and channels cost, beside threading, multiprocessing and a raw socket."""
+    errors = Console(stderr=True)
+    with errors.status("starting two servers") as status:
+        result = sync_runner.run(
+            quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}")
+        )
     if as_json:
         click.echo(report.to_json(result))
     else:

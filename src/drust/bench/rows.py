@@ -24,6 +24,7 @@ MESSAGES = (
     "submit_messages",
     "complete_messages",
     "replica_messages",
+    "shared_messages",
 )
 
 

@@ -26,6 +26,7 @@ from typing import IO, Any
 import cloudpickle
 import numpy as np
 
+from drust import _core
 from drust.codecs.base import Array
 from drust.codecs.tied import Tied
 
@@ -82,10 +83,12 @@ class _Options:
     tied: list[Any] | None  # the value and all that is tied to it, a pickle each; None: they stand inside it
 
     def add_child(self, handle: object) -> int:
-        if id(handle) in self.seen:
+        flags = self.handles[type(handle)]
+        # A shared object may be held any number of times.
+        if id(handle) in self.seen and not flags & _core.HOLD:
             raise SharedHandle(handle)
         self.seen.add(id(handle))
-        self.children.append((handle, self.handles[type(handle)]))
+        self.children.append((handle, flags))
         return len(self.children) - 1
 
     def add_tied(self, tied: Tied[Any], found: list[Any]) -> int:
