@@ -53,6 +53,7 @@ inline constexpr std::uint32_t kSharedBatchMs = 2;       // looks for what nobod
 // Reaping.
 inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
 inline constexpr std::uint32_t kOutboxProbesMax = 32;
+inline constexpr std::uint32_t kTellAgainMs = 1000;  // a server that did not hear of a death is told again after this
 inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
 
 // The wire.

@@ -338,7 +338,7 @@ bool Reaper::go_on(Estate& estate) {
   }
   if (!estate.untold.empty() && Clock::now() >= estate.next_telling) {
     std::erase_if(estate.untold, [&](ServerId server) { return tell(estate, server); });
-    estate.next_telling = Clock::now() + std::chrono::milliseconds(kTargetLookMs);
+    estate.next_telling = Clock::now() + std::chrono::milliseconds(kTellAgainMs);
   }
   return !estate.waiting.empty() || !estate.reports.empty() || !estate.untold.empty() || !estate.is_freed;
 }

@@ -702,9 +702,9 @@ class Shared:
     @classmethod
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
 
-HOLD: int = 256
+HOLD: int = 1024
 
-HOLD_KIND_SHIFT: int = 9
+HOLD_KIND_SHIFT: int = 11
 
 class Atomic(Shared):
     """One word that processes share: see drust.sync."""

@@ -550,7 +550,9 @@ class Outcome:
                 return draft_block(_core.COMPLETION_CODEC, apart, _EMPTY, [child, *room])
         encoded = _EMPTY if value is None else codecs.encode_arguments(value, _RESULT_HANDLES)
         try:
-            flags = [kind | (EXCEPTED if handles.is_excepted(handle) else 0) for handle, kind in encoded.children]
+            flags = [
+                flags | (EXCEPTED if handles.is_excepted(handle) else 0) for handle, flags in encoded.children
+            ]
             for box, _ in encoded.children:
                 self._moved.append((box, *box._transfer()))
             children = [(*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)]
