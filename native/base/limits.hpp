@@ -42,7 +42,7 @@ inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 
 // Reaping.
-inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
+inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that may not have arrived yet
 inline constexpr std::uint32_t kOutboxProbesMax = 32;
 inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
 
@@ -51,6 +51,7 @@ inline constexpr std::uint16_t kProtocolVersion = 1;
 inline constexpr std::uint64_t kFrameBodyBytesMax = 1ULL << 40;
 inline constexpr std::uint64_t kControlBodyBytesMax = 16ULL << 20;  // bodies that are buffered whole before use
 inline constexpr std::uint32_t kFreesPerBatchMax = 64;
+inline constexpr std::uint32_t kFreesAgainMs = 100;  // until frees that may not have arrived are sent again
 inline constexpr std::uint32_t kBlocksPerReadMax = 256;  // received in one call: three pieces a block, IOV_MAX is 1024
 inline constexpr std::uint32_t kTokenBytes = 32;
 inline constexpr std::uint32_t kConnectTimeoutMs = 2000;

@@ -277,6 +277,6 @@ void Peers::drop_replica_later(Address address, std::uint64_t stamp) {
   pool_->drop_replica_later(address, stamp);
 }
 
-void Peers::flush_frees() { pool_->flush(); }
+bool Peers::flush_frees() { return pool_->flush(); }
 
 }  // namespace drust::server
