@@ -77,6 +77,7 @@ class Peers {
   struct Table {
     GlobalPointer now;
     std::uint32_t before = 0;  // BlockHeader::before
+    bool is_being_written = false;  // heap::kWriting: that colour may be half another value already
     std::vector<heap::ChildPointer> children;
   };
   Result<Table> read_table(const GlobalPointer& block);
