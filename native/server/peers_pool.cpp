@@ -6,6 +6,7 @@
 #include <system_error>
 #include <vector>
 
+#include "base/kill_point.hpp"
 #include "server/quiet_thread.hpp"
 
 namespace drust::server {
@@ -299,6 +300,7 @@ bool Peers::Pool::send_batch(ServerId server, Patience patience) {
     is_good = patience == Patience::answer ? exchange(*lease.value().stream, ping, batch).is_connection_good
                                            : send_frees(*lease.value().stream, batch).ok();
   }
+  kill_point("call.frees.sent");
   if (!is_good) {
     keep(server, epoch_before, std::move(batch), Clock::now() - began);
     return false;
