@@ -51,7 +51,7 @@ inline constexpr std::uint32_t kSharedLapseMs = 3000;    // a remote waiter that
 inline constexpr std::uint32_t kSharedBatchMs = 2;       // looks for what nobody holds any more are this far apart
 
 // Reaping.
-inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that have not left yet
+inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that may not have arrived yet
 inline constexpr std::uint32_t kOutboxProbesMax = 32;
 inline constexpr std::uint32_t kTellAgainMs = 1000;  // a server that did not hear of a death is told again after this
 inline constexpr std::uint32_t kLostCallMs = 500;   // a call that its dead sender may have sent has arrived by then
@@ -61,6 +61,7 @@ inline constexpr std::uint16_t kProtocolVersion = 1;
 inline constexpr std::uint64_t kFrameBodyBytesMax = 1ULL << 40;
 inline constexpr std::uint64_t kControlBodyBytesMax = 16ULL << 20;  // bodies that are buffered whole before use
 inline constexpr std::uint32_t kFreesPerBatchMax = 64;
+inline constexpr std::uint32_t kFreesAgainMs = 100;  // until frees that may not have arrived are sent again
 inline constexpr std::uint32_t kBlocksPerReadMax = 256;  // received in one call: three pieces a block, IOV_MAX is 1024
 inline constexpr std::uint32_t kTokenBytes = 32;
 inline constexpr std::uint32_t kConnectTimeoutMs = 2000;

@@ -239,6 +239,8 @@ bool begin_write(BoxObject* box, const Event& event, double timeout_s) {
   if (box->kind == Kind::live) {
     box->is_outdated = true;
     children_free_themselves(box);
+  } else if ((step.actions & protocol::kForbidRollback) != 0 && pin_of(box)->runtime != nullptr) {
+    pin_of(box)->runtime->heap->begin_writing(pin_of(box)->local);
   }
   return true;
 }
@@ -274,6 +276,8 @@ bool end_write(BoxObject* box, EventKind event, bool survivors, const Site& wher
     }
   } else if ((step.actions & protocol::kBumpColour) != 0 && box->pin != nullptr && box->kind == Kind::array) {
     fine = recolour_pin(pin_of(box));  // a live value gets its colour with its next block
+  } else if (box->kind == Kind::array && box->pin != nullptr && pin_of(box)->runtime != nullptr) {
+    pin_of(box)->runtime->heap->end_writing(pin_of(box)->local);  // under a colour that is its own already
   }
   box->state = step.state;
   if (event == EventKind::Join) box->split_escaped = false;

@@ -85,9 +85,10 @@ void close(Runtime& runtime) {
   if (current_runtime() != &runtime) return;
   set_current_runtime(nullptr);
   nb::gil_scoped_release unlocked;
-  runtime.peers->flush_frees();
+  const bool is_done = runtime.peers->flush_frees();
   runtime.peers->close();
-  runtime.partition->release_process(runtime.process);
+  // What may not have arrived stands in the outbox: a reaper looks there, once the process has ended.
+  if (is_done) runtime.partition->release_process(runtime.process);
 }
 
 nb::object open(Runtime& runtime, nb::tuple tuple, bool writable, int on_release) {

@@ -84,6 +84,7 @@ enum BlockFlag : std::uint32_t {
   kReplicated = 1,  // this very version is on the backup server; a new colour clears it
   kHasReplica = 2,  // some version of this block was sent there, or is about to be: its free must be told
   kAdopting = 4,    // the owner words of its children are being given its address; nothing once it is published
+  kWriting = 8,     // a borrower began to write in place under the colour that was lent; the next colour clears it
 };
 
 struct BlockHeader {

@@ -223,8 +223,20 @@ Result<GlobalPointer> Heap::recolour(const GlobalPointer& pointer) {
     return Status(Code::stale, "another colour");
   }
   // The replica stays what the lender would be rolled back to, until this version is sent there too.
-  if (header.flags.load(std::memory_order_relaxed) != 0) header.flags.fetch_and(~std::uint32_t{kReplicated});
+  if (header.flags.load(std::memory_order_relaxed) != 0) header.flags.fetch_and(~std::uint32_t{kReplicated | kWriting});
   return GlobalPointer{pointer.address, colour, extent_bytes};
+}
+
+void Heap::begin_writing(const GlobalPointer& pointer) noexcept {
+  if (const Result<Block> found = partition_.find(pointer.address, pointer.colour); found.ok())
+    found.value().header().flags.fetch_or(kWriting);
+}
+
+void Heap::end_writing(const GlobalPointer& pointer) noexcept {
+  const Result<Block> found = partition_.find(pointer.address, pointer.colour);
+  if (!found.ok()) return;
+  std::atomic<std::uint32_t>& flags = found.value().header().flags;
+  if ((flags.load(std::memory_order_relaxed) & kWriting) != 0) flags.fetch_and(~std::uint32_t{kWriting});
 }
 
 Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer, bool lent) {

@@ -62,6 +62,10 @@ class Heap {
   // End of a mutable borrow in place: the same block under a fresh colour. stale if it is not
   // `pointer.colour`.
   Result<GlobalPointer> recolour(const GlobalPointer& pointer);
+  // By a borrower, before it writes the very block that it was lent: kWriting until the next recolour(), or, where
+  // that colour is one that the borrower has drawn, until the second.
+  void begin_writing(const GlobalPointer& pointer) noexcept;
+  void end_writing(const GlobalPointer& pointer) noexcept;
 
   // Compare-and-swap colour -> free, of this block alone (`shallow`) or with every child it owns (not the
   // borrowed ones of a task's arguments). Children, and the block itself, that live on other servers are

@@ -1,6 +1,6 @@
-// Frees for other servers that a process still owes, in the partition, so that they outlive it: what it had not
-// sent when it was killed, its reaper sends. Noted before the block that knew of them is gone, cleared once they
-// have left; sending one twice is harmless, as frees name a colour.
+// Frees for other servers that a process still owes, in the partition, so that they outlive it: what it did not know
+// to have arrived when it was killed, its reaper sends. Noted before the block that knew of them is gone, cleared once
+// an answer behind them has come; sending one twice is harmless, as frees name a colour.
 //
 // A small open-addressed table a process, keyed by colour. When it is crowded a free is not noted: it then leaves
 // by its process alone. Rejected: sending at once (one message a free instead of one a batch), and noting in the

@@ -122,9 +122,7 @@ Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::Fr
 Status send_frees(transport::Stream& stream, std::span<const wire::FreeItem> frees) {
   const wire::RequestHeader header = free_header(frees);
   std::array<iovec, 2> parts{piece(&header, sizeof header), piece(frees.data(), frees.size_bytes())};
-  Status status = stream.send_all(parts);
-  kill_point("call.frees.sent");
-  return status;
+  return stream.send_all(parts);
 }
 
 }  // namespace drust::server

@@ -24,10 +24,18 @@ class Walk {
                          table.now.extent_bytes == lent.extent_bytes;
       return {is_root || is_it ? table.now : GlobalPointer{}, true};
     }
+    if (table.is_being_written) return {end_writing(table.now), true};
     return look_below(table);
   }
 
  private:
+  // Its writer died before it drew a colour for it. Copies of the version before may be anywhere.
+  GlobalPointer end_writing(const GlobalPointer& torn) {
+    if (!heap_.partition().is_local(torn.address)) return torn;  // its own server's reaper does
+    const Result<GlobalPointer> fresh = heap_.recolour(torn);
+    return fresh.ok() ? fresh.value() : torn;
+  }
+
   Lent look_below(const Peers::Table& table) {
     heap::Partition& partition = heap_.partition();
     Lent found{table.now, false};
@@ -38,7 +46,8 @@ class Walk {
       const Lent below = look(child.pointer(), false);
       if (!below.is_written) continue;
       found.is_written = true;
-      if (below.now.is_null() || !partition.is_local(table.now.address)) continue;
+      const bool is_all_right = below.now.is_null() || below.now.colour == child.colour;
+      if (is_all_right || !partition.is_local(table.now.address)) continue;
       const Result<heap::Block> block = partition.find(table.now.address, table.now.colour);
       if (!block.ok()) continue;
       block.value().children()[index].colour = below.now.colour;

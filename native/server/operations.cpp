@@ -200,6 +200,7 @@ Answer Operations::read_table(const wire::RequestHeader& header) const {
   snapshot.state.store(answer.block.colour, std::memory_order_relaxed);
   take_snapshot(block, snapshot);
   snapshot.before.store(block.before.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  snapshot.flags.store(block.flags.load() & heap::kWriting, std::memory_order_relaxed);
   const std::uint64_t table_bytes = snapshot.child_count * sizeof(heap::ChildPointer);
   // If it was freed since, what was read is no header of it.
   const bool is_whole = answer.block.extent_bytes >= sizeof(heap::BlockHeader) + table_bytes;

@@ -251,8 +251,9 @@ Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
     if (!found.ok()) return found.status();
     const heap::BlockHeader& header = found.value().header();
     const auto children = found.value().children();
+    const bool is_being_written = (header.flags.load() & heap::kWriting) != 0;
     return Table{{pointer.address, header.state.load(), header.extent_bytes}, header.before.load(),
-                 {children.begin(), children.end()}};
+                 is_being_written, {children.begin(), children.end()}};
   }
   std::vector<std::byte> body;
   Call call;
@@ -261,7 +262,7 @@ Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
   if (Status status = pool_->ask(pointer.address.server(), call); !status.ok()) return status;
   heap::BlockHeader header{};
   wire::Trailer trailer;
-  Table table{{pointer.address, call.reply.colour, call.reply.extent_bytes}, 0, {}};
+  Table table{{pointer.address, call.reply.colour, call.reply.extent_bytes}, 0, false, {}};
   const std::size_t around_bytes = sizeof header + sizeof trailer;
   if (body.size() < around_bytes) return Status(Code::bad_request, "read_table: the reply is cut short");
   const std::size_t table_bytes = body.size() - around_bytes;
@@ -271,6 +272,7 @@ Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
     return Status(Code::bad_request, "read_table: the table has another length");
   if (trailer.code != 0) return Status(Code::not_found, "the block went while it was read");
   table.before = header.before.load();
+  table.is_being_written = (header.flags.load() & heap::kWriting) != 0;
   table.children.resize(header.child_count);
   std::memcpy(static_cast<void*>(table.children.data()), body.data() + sizeof header, table_bytes);
   return table;
@@ -339,6 +341,6 @@ void Peers::drop_replica_later(Address address, std::uint64_t stamp) {
   pool_->drop_replica_later(address, stamp);
 }
 
-void Peers::flush_frees() { pool_->flush(); }
+bool Peers::flush_frees() { return pool_->flush(); }
 
 }  // namespace drust::server

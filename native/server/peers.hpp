@@ -2,12 +2,13 @@
 // used by the thread that asks (a hand-over thread costs 2-3x). Reads land directly in the destination block
 // in this partition; writes leave directly from it. Frees are queued and leave in batches: with the next
 // request to that server, when a batch is full, or by the housekeeping thread a few milliseconds later (which
-// sleeps while nothing is queued).
+// sleeps while nothing is queued). A batch is done with when an answer behind it has come: to the request that took it
+// along, or, where none did, to a ping in the same packet. Else it is sent again, until its server is known to be lost.
 //
 // Every call ends within kPeerTimeoutMs of the peer's silence (a stopped or unplugged peer), and at once when
 // the peer's process is gone: Code::server_lost. A pooled connection that turns out to be dead is replaced
-// once by a fresh one, for the operations that may be executed twice (all but put_block, submit and withdraw,
-// for which the connection is tested first). Frees that cannot be delivered are dropped: a server that is lost took its
+// once by a fresh one, for the operations that may be executed twice (all but put_block, submit, withdraw and
+// shared, for which the connection is tested first). Frees for a server that is lost are dropped: it took its
 // blocks with it.
 //
 // Where the lost server has a backup (Endpoint::backup), operations that may be executed twice wait instead, at
@@ -89,6 +90,7 @@ class Peers {
   struct Table {
     GlobalPointer now;
     std::uint32_t before = 0;  // BlockHeader::before
+    bool is_being_written = false;  // heap::kWriting: that colour may be half another value already
     std::vector<heap::ChildPointer> children;
   };
   Result<Table> read_table(const GlobalPointer& block);
@@ -121,9 +123,11 @@ class Peers {
   // a stamp below the given one, or all there are.
   void drop_replica_later(Address address);
   void drop_replica_later(Address address, std::uint64_t stamp);
-  // Returns when every queued free is in the kernel's hands.
-  void flush_frees();
-  // Flushes frees and closes connections; every later call is Code::closed. In a forked child it does
+  // Sends every queued free: 1 round trip a batch. True if all have been carried out, or never can be; else they are
+  // sent again later, by the housekeeping thread or the next call.
+  bool flush_frees();
+  // Sends frees, waiting for no answer, and closes connections; every later
+  // call is Code::closed. In a forked child it does
   // nothing: the connections are the parent's.
   void close() noexcept;
 

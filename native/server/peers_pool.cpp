@@ -1,10 +1,12 @@
 #include "server/peers_pool.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <system_error>
 #include <vector>
 
+#include "base/kill_point.hpp"
 #include "server/quiet_thread.hpp"
 
 namespace drust::server {
@@ -86,18 +88,22 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
   std::vector<wire::FreeItem> frees = frees_.take(server);
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
+  const Clock::time_point began = frees.empty() ? Clock::time_point{} : Clock::now();
   for (;;) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
-    if (!lease.ok()) return give_up(server, epoch_before, lease.status(), std::move(frees));
+    if (!lease.ok()) {
+      keep(server, epoch_before, std::move(frees), Clock::now() - began);
+      return lost(server, lease.status());
+    }
     if (call.epoch != 0 && lease.value().epoch != call.epoch) {
       connections_.give_back(server, std::move(lease.value()));
-      return give_up(server, epoch_before, Status(Code::server_lost, "it has ended"), std::move(frees));
+      keep(server, epoch_before, std::move(frees), {});
+      return lost(server, Status(Code::server_lost, "it has ended"));
     }
     const bool is_pooled = lease.value().is_pooled;
     const std::int64_t asked_ms = lease.value().stream->now_ms();
     const std::uint64_t epoch = lease.value().epoch;
     Outcome outcome = exchange(*lease.value().stream, call, frees);
-    have_left(frees);
     // Its peer had gone while it was idle, and answered the first packet with that. Not after silence, whether we
     // ended it or the kernel did: a second wait would break the bound.
     const bool was_prompt = lease.value().stream->now_ms() - asked_ms < kHeartbeatMs;
@@ -108,11 +114,13 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
     }
     count_message(call, frees.size());
     if (outcome.is_connection_good) {
+      have_arrived(frees);
       connections_.give_back(server, std::move(lease.value()));
       remember(server, epoch, std::move(frees));
       return std::move(outcome.status);
     }
-    return give_up(server, epoch_before, std::move(outcome.status), std::move(frees));
+    keep(server, epoch_before, std::move(frees), Clock::now() - began);
+    return lost(server, std::move(outcome.status));
   }
 }
 
@@ -185,22 +193,72 @@ void Peers::Pool::repeat_unsure() {
   std::erase_if(unsure_, [&](const Unsure& each) {
     const heap::Endpoint now = partition.endpoint(each.server);
     if (now.epoch == each.epoch || now.port == 0) return each.sent < oldest && now.epoch == each.epoch;
-    for (std::size_t index = 0; index < each.frees.size(); ++index) {
-      const wire::FreeItem& item = each.frees[index];
-      if (item.flags == wire::FreeItem::kPassedOn && index + 1 < each.frees.size()) {
-        frees_.add(each.server, {item, each.frees[++index]});  // with its successor, never apart
-      } else {
-        frees_.add(each.server, {item});
-      }
-    }
+    add_again(each.server, each.frees);
     return true;
   });
 }
 
-void Peers::Pool::flush() {
-  if (is_forked()) return;
+// Frees that no answer came behind. The engine takes a server that has ended out of the table: from then on nothing
+// of it is left to be freed, or another answers in its place.
+void Peers::Pool::keep(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees,
+                       Clock::duration tried) {
+  const heap::Endpoint now = partition.endpoint(server);
+  const bool is_there = now.epoch == epoch && now.port != 0;
+  if (!is_there && !has_successor(server, epoch)) {
+    have_arrived(frees);
+    have_arrived(frees_.drop(server));
+    return;
+  }
+  if (frees.empty()) return;
+  // A server that is silent is not to take all of the housekeeping thread's time from the others.
+  const auto wait = std::max<Clock::duration>(std::chrono::milliseconds(kFreesAgainMs), 2 * tried);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (is_closed_) return;  // the outbox still names them
+  unanswered_.push_back({Clock::now() + wait, server, epoch, std::move(frees)});
+  if (!has_sweeper_) return;
+  start_sweeper();
+  if (unanswered_.size() == 1) changed_.notify_one();
+}
+
+void Peers::Pool::repeat_unanswered(Clock::time_point due) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::erase_if(unanswered_, [&](Unanswered& each) {
+    if (each.due > due) return false;
+    // A notice is for that very server: whoever takes its place needs none.
+    if (partition.endpoint(each.server).epoch != each.epoch)
+      std::erase_if(each.frees, [](const wire::FreeItem& item) { return (item.flags & wire::FreeItem::kNotice) != 0; });
+    add_again(each.server, each.frees);
+    return true;
+  });
+}
+
+// With its successor, never apart.
+void Peers::Pool::add_again(ServerId server, std::span<const wire::FreeItem> frees) {
+  for (std::size_t index = 0; index < frees.size(); ++index) {
+    const wire::FreeItem& item = frees[index];
+    if (item.flags == wire::FreeItem::kPassedOn && index + 1 < frees.size()) {
+      frees_.add(server, {item, frees[++index]});
+    } else {
+      frees_.add(server, {item});
+    }
+  }
+}
+
+bool Peers::Pool::flush() {
+  if (is_forked()) return true;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return !is_sweeping_; });
+  }
+  repeat_unanswered(Clock::time_point::max());
+  send_all(Patience::answer);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return unanswered_.empty();
+}
+
+void Peers::Pool::send_all(Patience patience) {
   for (const ServerId server : frees_.servers()) {
-    while (send_batch(server)) {
+    while (send_batch(server, patience)) {
     }
   }
 }
@@ -212,12 +270,13 @@ void Peers::Pool::close() noexcept {
   }
   changed_.notify_all();
   if (sweeper_.joinable()) sweeper_.join();  // is_closed_ keeps anybody from starting another
-  flush();
+  repeat_unanswered(Clock::time_point::max());
+  send_all(Patience::none);
   connections_.close();
 }
 
 // Or can never arrive: a server that is lost took its blocks with it.
-void Peers::Pool::have_left(std::span<const wire::FreeItem> frees) noexcept {
+void Peers::Pool::have_arrived(std::span<const wire::FreeItem> frees) noexcept {
   for (const wire::FreeItem& item : frees) heap.clear_owed(Address(item.address), item.colour);
 }
 
@@ -235,39 +294,32 @@ void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
   partition.count(process, heap::Counter::bytes_received, call.received_bytes);
 }
 
-Status Peers::Pool::give_up(ServerId server, std::uint64_t epoch, Status status,
-                            std::vector<wire::FreeItem> frees) {
-  Status error = lost(server, std::move(status));
-  if (error.code() != Code::server_lost) return error;
-  if (!has_successor(server, epoch)) {
-    have_left(frees_.drop(server));
-    return error;
-  }
-  while (!frees.empty()) {
-    remember(server, epoch, std::move(frees));
-    frees = frees_.take(server);
-  }
-  return error;
-}
-
-bool Peers::Pool::send_batch(ServerId server) {
+bool Peers::Pool::send_batch(ServerId server, Patience patience) {
   const std::uint64_t epoch_before = partition.endpoint(server).epoch;
   std::vector<wire::FreeItem> batch = frees_.take(server);
   if (batch.empty()) return false;
-  // Tested, as nothing will come back that could tell that the peer has gone.
+  const Clock::time_point began = Clock::now();
   Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::tested);
-  Status status = lease.ok() ? send_frees(*lease.value().stream, batch) : lease.status();
-  have_left(batch);
-  if (!status.ok()) {
-    (void)give_up(server, epoch_before, std::move(status), std::move(batch));
+  Call ping;  // in the same packet: its answer says that they were carried out
+  ping.request.operation = static_cast<std::uint8_t>(wire::Operation::ping);
+  bool is_good = false;
+  if (lease.ok()) {
+    is_good = patience == Patience::answer ? exchange(*lease.value().stream, ping, batch).is_connection_good
+                                           : send_frees(*lease.value().stream, batch).ok();
+  }
+  kill_point("call.frees.sent");
+  if (!is_good) {
+    keep(server, epoch_before, std::move(batch), Clock::now() - began);
     return false;
   }
   const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);
   partition.count(heap.process(), heap::Counter::free_messages);
   partition.count(heap.process(), heap::Counter::frees_sent, batch.size());
-  partition.count(heap.process(), heap::Counter::bytes_sent, bytes);
+  partition.count(heap.process(), heap::Counter::bytes_sent, std::max(ping.sent_bytes, bytes));
+  partition.count(heap.process(), heap::Counter::bytes_received, ping.received_bytes);
   const std::uint64_t epoch = lease.value().epoch;
   connections_.give_back(server, std::move(lease.value()));
+  have_arrived(batch);  // or, without patience, nobody will ask any more
   remember(server, epoch, std::move(batch));
   return true;
 }
@@ -276,8 +328,9 @@ void Peers::Pool::sweep() {
   std::unique_lock<std::mutex> lock(mutex_);
   while (!is_closed_) {
     const auto has_work = [this] { return is_closed_ || !frees_.is_empty(); };
-    if (unsure_.empty()) {
-      changed_.wait(lock, [&] { return has_work() || !unsure_.empty(); });
+    const auto is_quiet = [this] { return unsure_.empty() && unanswered_.empty(); };
+    if (is_quiet()) {
+      changed_.wait(lock, [&] { return has_work() || !is_quiet(); });
     } else {
       changed_.wait_for(lock, kUnsureLook, has_work);
     }
@@ -286,10 +339,15 @@ void Peers::Pool::sweep() {
     has_full_batch_ = false;
     if (is_closed_) return;
     const bool is_unsure = !unsure_.empty();
+    const bool is_unanswered = !unanswered_.empty();
+    is_sweeping_ = true;
     lock.unlock();
     if (is_unsure) repeat_unsure();
-    flush();
+    if (is_unanswered) repeat_unanswered(Clock::now());
+    send_all(Patience::answer);
     lock.lock();
+    is_sweeping_ = false;
+    changed_.notify_all();
   }
 }
 

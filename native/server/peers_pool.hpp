@@ -49,7 +49,7 @@ class Peers::Pool {
   Status ask(ServerId server, Call& call);
   void free_later(const GlobalPointer& remote, std::uint64_t flags);  // wire::FreeItem's
   void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
-  void flush();
+  bool flush();
   void close() noexcept;
 
   // replicator.cpp: the sending side of replication. Nothing here costs a message while this server has no
@@ -73,7 +73,15 @@ class Peers::Pool {
 
  private:
   using Clock = std::chrono::steady_clock;
-  // Frees that a server may not have passed on before it was lost.
+  // Frees that may not have arrived: their connection ended before an answer behind them came. Sent again, while
+  // that server, or one in its place, may be there.
+  struct Unanswered {
+    Clock::time_point due;
+    ServerId server;
+    std::uint64_t epoch;
+    std::vector<wire::FreeItem> frees;
+  };
+  // Frees that have arrived, but that a server may not have passed on to its backup before it was lost.
   struct Unsure {
     Clock::time_point sent;
     ServerId server;
@@ -91,13 +99,18 @@ class Peers::Pool {
   void start_sweeper();  // with the mutex held
   void remember(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees);
   void repeat_unsure();
+  // `tried`: how long it took to find out.
+  void keep(ServerId server, std::uint64_t epoch, std::vector<wire::FreeItem> frees, Clock::duration tried);
+  void add_again(ServerId server, std::span<const wire::FreeItem> frees);
+  // Queues again what is due by then.
+  void repeat_unanswered(Clock::time_point due);
   void count_message(const Call& call, std::size_t frees) const;
-  void have_left(std::span<const wire::FreeItem> frees) noexcept;
-  // Frees to a lost server are dropped, or kept for its successor if there may be one: whoever answers under
-  // another epoch than the one it was tried under.
-  Status give_up(ServerId server, std::uint64_t epoch, Status status, std::vector<wire::FreeItem> frees);
-  // False when there was nothing to send, or nobody to send it to.
-  bool send_batch(ServerId server);
+  void have_arrived(std::span<const wire::FreeItem> frees) noexcept;
+  // Until somebody has answered behind `batch`, or, without patience, until it is in the kernel's hands. False when
+  // there was nothing to send, or nobody to send it to.
+  enum class Patience : std::uint8_t { answer, none };
+  bool send_batch(ServerId server, Patience patience);
+  void send_all(Patience patience);
   // The sweeper's thread: sends what no request took along.
   void sweep();
 
@@ -110,7 +123,9 @@ class Peers::Pool {
   std::condition_variable changed_;
   bool has_full_batch_ = false;
   bool is_closed_ = false;
+  bool is_sweeping_ = false;   // the housekeeping thread has frees in its hands
   std::deque<Unsure> unsure_;  // oldest first
+  std::vector<Unanswered> unanswered_;
   std::thread sweeper_;  // started with the first free; joined by close()
 };
 

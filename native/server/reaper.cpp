@@ -7,6 +7,7 @@
 
 #include "base/limits.hpp"
 #include "server/deliver.hpp"
+#include "server/lent.hpp"
 #include "sync/bury.hpp"
 
 namespace drust::server {
@@ -73,7 +74,10 @@ void Reaper::send_frees(const std::vector<GlobalPointer>& remote) {
 std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::string& reason) {
   heap::Partition& partition = heap_.partition();
   partition.declare_dead(dead);
-  Estate estate{.dead = dead, .pid = pid, .reason = reason, .waiting = {}, .dying = {}, .reports = {}, .untold = {}, .next_telling = {}};
+  Estate estate;
+  estate.dead = dead;
+  estate.pid = pid;
+  estate.reason = reason;
   bury(estate);  // first: others wait for it
   const std::vector<tasks::Held> held = queue_.reap(dead);
   drop_records(estate);
@@ -120,6 +124,10 @@ void Reaper::drop_records(Estate& estate) {
                     .is_unsure = false,
                     .call = {},
                     .since = Clock::now()};
+    const bool is_mutable = std::ranges::any_of(block.value().children(), [](const ChildPointer& child) {
+      return (child.flags & ChildPointer::kMutable) != 0;
+    });
+    if (is_mutable) estate.lenders.push_back(record->under);
     const std::uint64_t address = record->call.load();
     bool was_sent = address != 0;
     waiting.is_unsure = address == tasks::Record::kCallUnsure;
@@ -164,9 +172,24 @@ void Reaper::settle_tasks(Estate& estate, const std::vector<tasks::Held>& held) 
     Dying& dying = estate.dying.back();
     dying.held.fate.below = dying.below;
     if (is_orphan(task.entry.record)) dying.held.fate = protocol::apply(dying.held.fate, TaskEvent::LenderLost).record;
+    if (dying.below == 0) look_below(estate, dying);
     const TaskStep step = protocol::apply(dying.held.fate, TaskEvent::WorkerLost);
     queue_.decide(task, step.record);
     dying.held.fate = step.record;
+  }
+}
+
+// A task below may have written in place, and the dead worker not have taken that in. Where it is known already that
+// something was written, what is half written gets a new colour, and tables that lie here name what there is.
+void Reaper::look_below(const Estate& estate, Dying& dying) {
+  tasks::Held& held = dying.held;
+  if (!held.fate.forbidden && std::ranges::find(estate.lenders, held.entry.id()) == estate.lenders.end()) return;
+  const Result<heap::Block> call = heap_.partition().find(held.entry.task.address, held.entry.task.colour);
+  if (!call.ok()) return;
+  for (const ChildPointer& child : call.value().children()) {
+    const bool is_whole = (child.flags & (ChildPointer::kMutable | ChildPointer::kPart)) == ChildPointer::kMutable;
+    if (!is_whole || !look_at_lent(heap_, peers_, child.pointer(), kNoServer).is_written) continue;
+    held.fate = protocol::apply(held.fate, TaskEvent::ForbidRollback).record;
   }
 }
 
@@ -318,6 +341,7 @@ bool Reaper::go_on(Estate& estate) {
     if (!has_ended(estate, waiting)) return false;
     for (Dying& dying : estate.dying) {
       if (!waiting.has_lends || waiting.under != dying.held.entry.id()) continue;
+      if (dying.held.fate.below == 1) look_below(estate, dying);
       dying.held.fate = protocol::apply(dying.held.fate, TaskEvent::LendBelowEnded).record;
       queue_.decide(dying.held, dying.held.fate);
     }

@@ -76,11 +76,14 @@ class Reaper {
     std::vector<Report> reports;  // that their receivers have not got yet
     std::vector<ServerId> untold;  // servers at whose shared objects it may have waited or held something
     Clock::time_point next_telling;
+    std::vector<std::uint64_t> lenders;  // its tasks, by the ids of their entries, that had lent on mutably
     bool is_freed = false;
   };
 
   void drop_records(Estate& estate);
   void settle_tasks(Estate& estate, const std::vector<tasks::Held>& held);
+  // Before the last lend below has ended, or the worker is lost without one.
+  void look_below(const Estate& estate, Dying& dying);
   void report(Estate& estate, const tasks::Held& held, bool is_poisoned);
   // False: not yet.
   [[nodiscard]] bool send(const Report& report);

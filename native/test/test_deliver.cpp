@@ -116,6 +116,27 @@ TEST("a lender finds what was written in place, on any server, and what he may f
   CHECK(!look(found.now).is_written && look(written).now.is_null());
 }
 
+TEST("a block that somebody died over while he wrote it counts as written, on any server") {
+  Scene scene;
+  const GlobalPointer there = scene.away.make(pattern(1000));
+  const GlobalPointer here = scene.home.make(pattern(1000));
+  const GlobalPointer parent = scene.home.make_parent({there, here});
+  const auto look = [&](const GlobalPointer& lent) {
+    return server::look_at_lent(*scene.home.heap, *scene.home.peers, lent, kNoServer);
+  };
+  scene.away.heap->begin_writing(there);
+  CHECK(look(there).is_written && look(there).now == there);  // its own server draws the colour
+  CHECK(look(parent).is_written);
+  scene.away.heap->end_writing(there);
+  CHECK(!look(there).is_written);
+  scene.home.heap->begin_writing(here);
+  const server::Lent found = look(parent);
+  CHECK(found.is_written && found.now.colour != parent.colour);
+  const GlobalPointer fresh = scene.home.block(parent.address).children()[1].pointer();
+  CHECK(fresh.address == here.address && fresh.colour != here.colour && scene.home.is_live(fresh));
+  CHECK(!look(found.now).is_written);
+}
+
 TEST("a table is not corrected to name a block that got the address later") {
   Scene scene;
   const GlobalPointer there = scene.away.make(pattern(1000));

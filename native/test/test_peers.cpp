@@ -244,6 +244,48 @@ TEST("frees that are queued when a process closes are sent") {
   CHECK_EQ(pair.here.peers->ping(1).code(), Code::closed);
 }
 
+TEST("frees for a server that cannot be reached for a while are carried out when it is back") {
+  Pair pair;
+  const std::uint16_t port = pair.home.server->port();
+  const GlobalPointer block = pair.home.make(pattern(100));
+  CHECK(pair.here.peers->ping(1).ok());
+  pair.home.server.reset();
+  pair.here.peers->free_later(block, false);
+  CHECK(!pair.here.peers->flush_frees());
+  CHECK(pair.home.is_live(block));
+  CHECK(pair.home.serve(2, port).ok());
+  CHECK(eventually([&] { return !pair.home.is_live(block); }));  // by the housekeeping thread
+}
+
+TEST("frees for a server that has ended for good are forgotten") {
+  Pair pair;
+  const GlobalPointer block = pair.home.make(pattern(100));
+  CHECK(pair.here.peers->ping(1).ok());
+  const std::uint16_t port = pair.home.server->port();
+  pair.home.server.reset();
+  pair.here.peers->free_later(block, false);
+  CHECK(!pair.here.peers->flush_frees());
+  pair.here.know(1, 0, 2);
+  CHECK(eventually([&] { return pair.here.peers->flush_frees(); }));
+  CHECK(pair.home.serve(2, port).ok());
+  pair.here.know(1, port, 3);
+  CHECK(pair.here.peers->ping(1).ok());
+  CHECK(pair.home.is_live(block));
+}
+
+TEST("frees that nothing follows cost one answer a batch") {
+  Pair pair;
+  CHECK(pair.here.peers->ping(1).ok());
+  const std::uint64_t before_bytes = pair.here.counted(Counter::bytes_received);
+  for (int index = 0; index < 64; ++index) pair.here.peers->free_later(pair.home.make(pattern(100)), false);
+  CHECK(pair.here.peers->flush_frees());
+  CHECK_EQ(pair.home.partition->live_blocks(), 0U);  // once it has returned they are gone
+  const std::uint64_t messages = pair.here.counted(Counter::free_messages);
+  CHECK_EQ(pair.here.counted(Counter::frees_sent), 64U);
+  CHECK_EQ(pair.here.counted(Counter::bytes_received) - before_bytes,
+           messages * sizeof(wire::ReplyHeader));
+}
+
 TEST("a freed tree that reaches into a third server is freed there too") {
   Pair pair;
   Host third(3);

@@ -49,6 +49,34 @@ TEST("a call whose connection had died while it was idle is made again on a new 
   });
 }
 
+TEST("frees that were sent into a connection that has died are carried out all the same") {
+  call_from_zero([](Cluster& cluster, server::Peers& peers) {
+    const GlobalPointer block = cluster.site(1).machine.make(std::vector<std::byte>(100), 1);
+    CHECK(peers.ping(1).ok());
+    cut(cluster, cluster.network.now_us() + 8 * kSecond);
+    peers.free_later(block, false);
+    CHECK(!peers.flush_frees());  // it left, and nobody answered
+    CHECK(cluster.site(1).machine.is_live(block));
+    cluster.fibers.sleep(10 * kSecond);
+    CHECK(peers.flush_frees());
+    CHECK(!cluster.site(1).machine.is_live(block));
+  });
+}
+
+TEST("frees that a request took into a connection that has died are carried out all the same") {
+  call_from_zero([](Cluster& cluster, server::Peers& peers) {
+    const GlobalPointer block = cluster.site(1).machine.make(std::vector<std::byte>(100), 1);
+    CHECK(peers.ping(1).ok());
+    cut(cluster, cluster.network.now_us() + 8 * kSecond);
+    peers.free_later(block, false);
+    CHECK_EQ(peers.ping(1).code(), Code::server_lost);
+    CHECK(cluster.site(1).machine.is_live(block));
+    cluster.fibers.sleep(10 * kSecond);
+    CHECK(peers.flush_frees());
+    CHECK(!cluster.site(1).machine.is_live(block));
+  });
+}
+
 TEST("a call to a server that cannot be reached ends when connecting may take no longer") {
   call_from_zero([](Cluster& cluster, server::Peers& peers) {
     cut(cluster, cluster.network.now_us() + 60 * kSecond);

@@ -48,7 +48,7 @@ constexpr std::array kRows = {
     Row{"tasks given up", &Seen::lost_tasks, false},
     Row{"completions of tasks that had been given up", &Seen::late_outcomes, false},
     Row{"late frees at an address that was used again", &Seen::frees_at_reused_address, false},
-    Row{"frees lost with their connection", &Seen::lost_frees, true},
+    Row{"frees lost with the server that was to send them", &Seen::lost_frees, true},
     Row{"blocks put whose answer was lost", &Seen::lost_blocks, true},
     Row{"servers crashed and restarted", &Seen::crashes, false},
     Row{"parts whose writer was lost", &Seen::parts_failed, false},

@@ -373,7 +373,8 @@ class JoinHandle(Generic[T]):
                 )
                 self._settle(None, lost)
             else:
-                loss = calls.open_loss(self._runtime, block) or call.unreported()
+                reported = calls.open_loss(self._runtime, block)
+                loss = call.unreported() if reported is None else call.looked_after(reported)
                 outcome = call.outcome_of(loss)
                 call.lost(loss)
                 self._settle(None, self._lost(loss, outcome))

@@ -103,7 +103,7 @@ struct Reader {
 // The block alone, wherever it is. It was ours to free, so it is there.
 inline void free_block(Cluster& cluster, Site& site, const GlobalPointer& pointer) {
   if (!site.is_here(pointer)) {
-    cluster.freed.push_back({pointer, true});
+    cluster.freed.push_back({pointer, true, &site});
     site.free_later(pointer);
     return;
   }

@@ -33,7 +33,7 @@ struct Seen {
   std::uint64_t lost_tasks = 0;
   std::uint64_t late_outcomes = 0;         // a completion that came after its task was given up
   std::uint64_t frees_at_reused_address = 0;
-  std::uint64_t lost_frees = 0;            // with their connection: their blocks stay
+  std::uint64_t lost_frees = 0;            // with the server that was to send them: their blocks stay
   std::uint64_t lost_blocks = 0;           // made by a request whose answer was lost
   std::uint64_t crashes = 0;
   std::uint64_t parts_failed = 0;
@@ -78,6 +78,7 @@ class Cluster {
   using SimTime = transport::SimTime;
   static constexpr std::uint32_t kServers = Machines::kServers;
   static constexpr SimTime kCallUsMax = 5'000'000;
+  static constexpr int kFlushesMax = 50;
 
   Cluster(const SimConfig& given, Machines& machines, Fibers::Stacks& stacks)
       : config(given),
@@ -112,7 +113,11 @@ class Cluster {
     }
     fibers.close();
     for (int hop = 0; hop < 2; ++hop) {  // a parent's free makes its server send the child's
-      for (const auto& site : sites_) site->peers->flush_frees();
+      for (const auto& site : sites_) {
+        int tries = 0;
+        while (site->is_up() && !site->peers->flush_frees() && ++tries < kFlushesMax) settle();
+        if (tries == kFlushesMax) wrong("server %u: its frees do not arrive", site->id());
+      }
       settle();
     }
     for (const auto& site : sites_) site->peers->close();
@@ -127,6 +132,16 @@ class Cluster {
   // The server that has this id now.
   [[nodiscard]] Site& site(ServerId id) { return *current_[id]; }
   [[nodiscard]] Site& site_of(const GlobalPointer& pointer) { return site(pointer.address.server()); }
+  // The incarnation that its colour names.
+  [[nodiscard]] const Site& site_that_made(const GlobalPointer& pointer) const {
+    for (const auto& site : sites_) {
+      const bool is_it = site->id() == pointer.address.server() &&
+                         site->machine.incarnation() == pointer.colour >> (64 - kIncarnationBits);
+      if (is_it) return *site;
+    }
+    ensure(false, "every block was made by some server");
+    return *sites_.front();
+  }
   // Its memory went with a server.
   [[nodiscard]] bool is_lost(const GlobalPointer& pointer) {
     const Site& now = site_of(pointer);
@@ -215,6 +230,7 @@ class Cluster {
   struct Freed {
     GlobalPointer pointer;
     bool is_shallow;
+    const Site* by;
   };
   std::vector<Freed> freed;  // by messages to other servers
   struct Unanswered {

@@ -180,8 +180,8 @@ class Owner {
     const auto there = c_.call("put_block", [&] { return home_.peers->put_block(target, parent); });
     if (there.ok()) {
       free_block(c_, home_, parent);
-      c_.freed.push_back({there.value(), false});
-      c_.freed.push_back({child, false});
+      c_.freed.push_back({there.value(), false, &home_});
+      c_.freed.push_back({child, false, &c_.site_that_made(there.value())});
       home_.free_later(there.value(), false);
       return;
     }

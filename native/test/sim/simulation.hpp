@@ -101,7 +101,7 @@ class Simulation {
     };
     if (cluster.is_calm) return false;
     if (std::any_of(cluster.freed.begin(), cluster.freed.end(),
-                    [&](const Cluster::Freed& freed) { return is_it(freed.pointer); })) {
+                    [&](const Cluster::Freed& freed) { return is_it(freed.pointer) && !freed.by->is_up(); })) {
       ++cluster.seen.lost_frees;
       return true;
     }

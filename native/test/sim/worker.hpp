@@ -157,9 +157,10 @@ inline void keep_house(Cluster& cluster, Site& site) {
     const bool is_last = cluster.clients == 0;
     if (std::exchange(site.has_frees, false)) {
       cluster.fibers.sleep(cluster.dice.below(6000));
-      site.peers->flush_frees();
+      if (!site.peers->flush_frees() && !is_last) site.has_frees = true;
       if (!is_last && cluster.dice.once_in(4) && !cluster.freed.empty()) {
-        const auto [again, is_shallow] = cluster.freed[cluster.dice.below(cluster.freed.size())];
+        const auto [again, is_shallow, by] = cluster.freed[cluster.dice.below(cluster.freed.size())];
+        static_cast<void>(by);
         const auto now = cluster.site_of(again).machine.partition->find(again.address, kNoColour);
         if (now.ok()) ++cluster.seen.frees_at_reused_address;
         if (!site.is_here(again)) site.free_later(again, is_shallow);

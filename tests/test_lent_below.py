@@ -1,0 +1,166 @@
+"""A worker dies whose task had lent on what it was lent: its lender hears whether that was written meanwhile.
+
+The task below may have written in place what the dead one's lender is to be given back as it was.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import drust
+from drust import Box, PoisonedError, WorkerLostError
+from drust.testing import account
+
+LARGE = 200_000  # of 8 bytes: written in place where it lies
+SMALL = 10
+WITHIN_S = 20.0
+
+
+def make(n: int) -> Box:
+    return Box(np.zeros(n))
+
+
+def make_list(n: int) -> Box:
+    return Box([Box(np.zeros(n))])
+
+
+def write_then_wait(a: np.ndarray, started: str, gate: str) -> None:
+    a[0] = 7
+    Path(started).write_text(str(os.getpid()))
+    with open(gate) as fifo:
+        fifo.read()
+
+
+def read_then_wait(a: np.ndarray, started: str, gate: str) -> None:
+    Path(started).write_text(str(os.getpid()))
+    with open(gate) as fifo:
+        fifo.read()
+
+
+def write_inside(boxes: list, started: str, gate: str) -> None:
+    with boxes[0].borrow_mut() as a:
+        write_then_wait(a, started, gate)
+
+
+def lend_on(boxes: list, function: Callable[..., None], server: int, own: str, *args: str) -> None:
+    if os.path.exists(own):
+        return  # the second attempt
+    Path(own).write_text(str(os.getpid()))
+    drust.spawn(function, boxes[0].borrow_mut(), *args, server=server).wait()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + WITHIN_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+
+
+def pid_in(path: Path) -> int:
+    wait_until(lambda: path.exists() and path.read_text())
+    return int(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def session():
+    with drust.init(servers=3, workers=2, heap_bytes="256MiB") as session:
+        for server in range(3):
+            drust.spawn(os.getpid, server=server).join(WITHIN_S)
+        yield session
+
+
+@pytest.fixture
+def settled(session):
+    before = account.take_at_rest(session)
+    yield session
+    account.check_settled(session, before)
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[Path, Path, Path]:
+    """Where the dying task and the one below it say who they are, and what the one below waits for."""
+    own, started, gate = tmp_path / "own", tmp_path / "started", tmp_path / "gate"
+    os.mkfifo(gate)
+    return own, started, gate
+
+
+@pytest.mark.parametrize("retry", [0, 1])
+@pytest.mark.parametrize("server", [0, 1])
+@pytest.mark.parametrize("below", [0, 1, 2])
+def test_what_a_task_below_wrote_in_place_poisons(settled, files, server, below, retry):
+    own, started, gate = files
+    inner = drust.spawn(make, LARGE, server=below).join(WITHIN_S)
+    box = Box([inner])
+    args = [str(path) for path in files]
+    job = drust.spawn(lend_on, box.borrow_mut(), write_then_wait, below, *args, server=server, retry=retry)
+    pid_in(started)
+    os.kill(pid_in(own), signal.SIGKILL)
+    gate.write_text("x")
+    with pytest.raises(WorkerLostError, match="poisoned"):
+        job.join(WITHIN_S)
+    with pytest.raises(PoisonedError, match="lend_on"), box.borrow():
+        pass
+    with box.recover() as boxes, boxes[0].borrow() as a:
+        assert a[0] == 7
+    del box, boxes, a, job, inner
+
+
+@pytest.mark.parametrize("below", [0, 1, 2])
+def test_what_a_task_below_was_writing_when_it_died_poisons(settled, files, below):
+    own, started, _ = files
+    box = drust.spawn(make_list, LARGE, server=below).join(WITHIN_S)
+    outer = Box([box])
+    args = [str(path) for path in files]
+    job = drust.spawn(lend_on, outer.borrow_mut(), write_inside, below, *args, server=1)
+    second = pid_in(started)
+    os.kill(pid_in(own), signal.SIGKILL)
+    os.kill(second, signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match="poisoned"):
+        job.join(WITHIN_S)
+    with outer.recover() as lists, lists[0].borrow() as boxes, boxes[0].borrow() as a:
+        assert a[0] == 7
+    del box, outer, lists, boxes, a, job
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_a_child_that_a_dead_worker_was_writing_in_place_is_found_after_recover(settled, files, server):
+    _, started, gate = files
+    inner = drust.spawn(make, LARGE, server=server).join(WITHIN_S)
+    box = Box([inner])
+    job = drust.spawn(write_inside, box.borrow_mut(), str(started), str(gate), server=server)
+    os.kill(pid_in(started), signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match="poisoned"):
+        job.join(WITHIN_S)
+    with box.recover() as boxes, boxes[0].borrow() as a:
+        assert a[0] == 7
+    with box.borrow_mut() as boxes, boxes[0].borrow_mut() as a:
+        a[0] = 8
+    del box, boxes, a, job, inner
+
+
+@pytest.mark.parametrize("below", [0, 1, 2])
+@pytest.mark.parametrize(("function", "n"), [(write_then_wait, SMALL), (read_then_wait, LARGE)])
+def test_what_a_task_below_did_not_write_in_place_is_rolled_back(settled, files, below, function, n):
+    own, started, gate = files
+    inner = drust.spawn(make, n, server=0).join(WITHIN_S)
+    box = Box([inner])
+    args = [str(path) for path in files]
+    job = drust.spawn(lend_on, box.borrow_mut(), function, below, *args, server=1)
+    pid_in(started)
+    os.kill(pid_in(own), signal.SIGKILL)
+    gate.write_text("x")
+    if function is read_then_wait and below == 0:
+        with pytest.raises(WorkerLostError, match="poisoned"):  # it could write: nobody knows that it did not
+            job.join(WITHIN_S)
+        with box.recover() as boxes, boxes[0].borrow() as a:
+            assert not a.any()
+    else:
+        with pytest.raises(WorkerLostError, match="rolled back"):
+            job.join(WITHIN_S)
+        with box.borrow() as boxes, boxes[0].borrow() as a:
+            assert not a.any()
+    del box, boxes, a, job, inner
