@@ -53,7 +53,7 @@ def test_a_worker_that_was_declared_lost_ends_before_anybody_hears_of_its_task(m
 
     here = Here()
     completion = SimpleNamespace(pointer=(1, 2, 3), disown=lambda: None)
-    monkeypatch.setattr(execution.calls, "open_call", lambda here, task: None)
+    monkeypatch.setattr(execution.incoming, "open_call", lambda here, task: None)
     monkeypatch.setattr(execution, "_run", lambda here, entry, call, remote: completion)
     monkeypatch.setattr(execution.os, "_exit", end)
     with pytest.raises(Ended):

@@ -3,6 +3,7 @@
 from drust._core import Box, Ref, RefMut
 from drust.codecs import register
 from drust.codecs.tied import Tied
+from drust.creation import empty, full, zeros
 from drust.errors import (
     BorrowError,
     BorrowMutError,
@@ -23,7 +24,6 @@ from drust.errors import (
     WorkerLostError,
 )
 from drust.executor import Executor
-from drust.handles import empty, full, zeros
 from drust.parallel import map, spawn_many  # noqa: A004
 from drust.runtime import statistics
 from drust.scope import Scope, scope

@@ -108,12 +108,10 @@ class Loss(NamedTuple):
 
 
 _header_encoder = msgspec.msgpack.Encoder()
-_call_decoder = msgspec.msgpack.Decoder(CallHeader)
 _completion_decoder = msgspec.msgpack.Decoder(CompletionHeader)
 _end_decoder = msgspec.msgpack.Decoder(CompletionEnd)
-_LOSS = struct.Struct(
-    "<IIQ"
-)  # as tasks::Loss of native/tasks/queue.hpp: poisoned, pid, nanoseconds since the epoch
+_LOSS = struct.Struct("<IIQ")
+"""As tasks::Loss of native/tasks/queue.hpp: poisoned, pid, nanoseconds since the epoch."""
 
 
 class _Lend(NamedTuple):
@@ -461,49 +459,6 @@ def open_loss(here: _core.Runtime, pointer: Pointer) -> Loss | None:
     time = datetime.fromtimestamp(at_ns / 1e9).astimezone().isoformat(" ", "seconds")
     lends: list[Pointer | None] = [child[:3] for child in pin.children]
     return Loss(bool(poisoned), pid, pin.meta[_LOSS.size :].decode(errors="replace"), time, lends)
-
-
-class Incoming(NamedTuple):
-    """A call as its worker sees it."""
-
-    header: CallHeader
-    pin: _core.Pin
-
-    def arguments(self, load: Callable[[int], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """By position and by keyword. `load` gives what stands for a child: a Box, or a value lent."""
-        if not self.pin.buffer_count:
-            return (), {}
-        block = handles.PrivateBytes(self.pin) if self.header.again else self.pin
-        args, kwargs = codecs.pickling.PickleCodec().decode(block, True, load)
-        return args, kwargs
-
-
-def open_call(here: _core.Runtime, pointer: Pointer) -> Incoming:
-    """The call block behind a queue entry, which owns it until the task has ended."""
-    pin = here.open(pointer, True, RELEASE_NOTHING)
-    return Incoming(_call_decoder.decode(pin.meta), pin)
-
-
-def open_lent(
-    here: _core.Runtime,
-    pointer: Pointer,
-    flags: int,
-    part: PartSpec | None,
-    lease: lends.Lease,
-    column: ColumnSpec | None = None,
-) -> lends.Lent:
-    """What a task borrows, ready for its function."""
-    excepted = bool(flags & EXCEPTED)
-    if column is not None:
-        from drust import frames
-
-        return frames.LentColumn(pointer, column.name, column.row_group, lease, excepted=excepted)
-    if part is None:
-        undo = bool(flags & UNDO)
-        return lends.Lent(pointer, bool(flags & LENT_MUTABLE), lease, undo=undo, excepted=excepted)
-    if runtime.server_of(pointer) == here.server:
-        return lends.LentPart(pointer, part.start, part.stop, part.axis, lease)
-    return lends.TravellingPart(pointer, part.region, part.layout, lease)
 
 
 _EMPTY = codecs.Encoded(codecs.PICKLE, b"", [])

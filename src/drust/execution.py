@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any
 
-from drust import _core, blocking, calls, handles, lends, runtime, shipping
+from drust import _core, blocking, calls, handles, incoming, lends, runtime, shipping
 from drust.errors import ClosedError, TooManyBlockedError, WorkerLostError
 
 _TAKE_MS = 60_000
@@ -134,7 +134,7 @@ class _Run:
     def __init__(self, here: _core.Runtime, entry: _core.TaskEntry) -> None:
         self._here = here
         self._entry = entry
-        self._call = calls.open_call(here, entry.task)
+        self._call = incoming.open_call(here, entry.task)
         self._remote = runtime.server_of(entry.record) != here.server
         self._children = self._call.pin.children
         self._lease = lends.Lease(here, entry)
@@ -161,7 +161,7 @@ class _Run:
         header = self._call.header
         pointer = self._children[child][:3]
         column = header.columns.get(child)
-        lent = calls.open_lent(self._here, pointer, flags, header.parts[child], self._lease, column)
+        lent = incoming.open_lent(self._here, pointer, flags, header.parts[child], self._lease, column)
         self._opened.append((child, lent))
         return lent.value
 

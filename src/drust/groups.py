@@ -21,7 +21,7 @@ from drust.codecs.base import TIED, ChildPointer, Encoded
 from drust.errors import StaleViewError, StaleViewWarning
 from drust.runtime import Pointer
 
-NOTHING, FREE_TREE = 0, 1  # what a Pin's end does, as in native/bind/runtime.hpp
+NOTHING, FREE_TREE, FREE_SHALLOW, FREE_TIED = 0, 1, 2, 4  # what a Pin's end does: native/bind/runtime.hpp
 BORROWED = 2  # a child's flag: another version of the parent owns it, until this one takes its place
 
 Part: TypeAlias = _core.Pin

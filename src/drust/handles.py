@@ -16,22 +16,20 @@ handle, while the parent is a live object here that may let go of them.
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-from drust import _core, codecs, groups, runtime, shipping
+from drust import _core, codecs, creation, groups, runtime, shipping
 from drust.codecs import arrays
-from drust.config import HEAP_WATERMARK, REPLICAS_MAX
+from drust.config import HEAP_WATERMARK
 from drust.errors import (
     AccessError,
     BorrowError,
     BorrowMutError,
     BorrowTimeoutError,
     ClosedError,
-    ConfigError,
     DrustError,
     ForkedHandleError,
     ImmutableValueError,
@@ -47,7 +45,8 @@ from drust.errors import (
 )
 from drust.runtime import Pointer
 
-NOTHING, FREE_TREE, FREE_SHALLOW, FREE_TIED = 0, 1, 2, 4  # what a Pin's end does: native/bind/runtime.hpp
+NOTHING, FREE_TREE = groups.NOTHING, groups.FREE_TREE  # what a Pin's end does: native/bind/runtime.hpp
+FREE_SHALLOW, FREE_TIED = groups.FREE_SHALLOW, groups.FREE_TIED
 
 EXCEPTED = 128  # of a child pointer: of replicas, the value is an exception from what the session says
 KEPT = 8  # of a child pointer: in a version that a borrower made, the pre-image owns the child as well
@@ -91,38 +90,12 @@ def _adopt(value: object) -> tuple[object, _core.Pin | None, bool]:
             try:
                 pin = codecs.write(runtime.current(), encoded)
             except OutOfMemoryError as error:
-                return value, _put_elsewhere(encoded, error), True
+                return value, creation.put_elsewhere(encoded, error), True
             runtime.count("blocks_copied")
             runtime.count("bytes_copied", value.nbytes)
             return codecs.decode(pin), pin, True
     _note_kind(value)
     return value, None, False
-
-
-def _put_elsewhere(encoded: codecs.Encoded, error: OutOfMemoryError) -> _core.Pin:
-    """An array on the most vacant server, where this one has no room: 1 request with its bytes.
-
-    Raises:
-        OutOfMemoryError: `error`, if nobody has room.
-    """
-    here = runtime.current()
-    (part,) = encoded.buffers
-    data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
-    for server, free_bytes in runtime.vacant_servers(here):
-        if free_bytes < data.nbytes:
-            break
-        try:
-            pointer = here.put_value(server, encoded.codec, encoded.meta, data)
-        except (OutOfMemoryError, ServerLostError):
-            continue
-        try:
-            block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
-        except OutOfMemoryError:  # not even for that
-            here.free(pointer)
-            break
-        block.disown()
-        return _core.Pin.hold(pointer, FREE_TREE, here.open(block.pointer, True, FREE_SHALLOW), 0)
-    raise error
 
 
 def _note_kind(value: object) -> None:
@@ -152,111 +125,6 @@ def _queue_dropped(frees: list[tuple[Pointer, bool]], before: "_core.Pin", still
         for child in before.children
         if child[3] & KEPT and not child[3] & BORROWED and child[0] not in still_there
     ]
-
-
-def choose_replicas(replicas: object) -> bool:
-    """Whether a Box's `replicas=` is another choice than its session's. Starts the default session.
-
-    Raises:
-        ConfigError: it is neither 0 nor 1; or 1 where no other server could keep a replica.
-    """
-    runtime.current()
-    settings = runtime.config()
-    if isinstance(replicas, bool) or not isinstance(replicas, int) or not 0 <= replicas <= REPLICAS_MAX:
-        raise ConfigError(
-            variable="replicas=",
-            value=repr(replicas),
-            expected=f"a whole number from 0 to {REPLICAS_MAX}, or None for the session's setting",
-        )
-    if replicas and settings.servers < 2:
-        raise ConfigError(
-            variable="replicas=",
-            value=str(replicas),
-            expected="0 in a session of one server; for 1, another server to keep it: drust.init(servers=2)",
-        )
-    return replicas != settings.replicas
-
-
-def empty(
-    shape: int | Sequence[int],
-    dtype: npt.DTypeLike = float,
-    *,
-    order: Literal["C", "F"] = "C",
-    replicas: int | None = None,
-) -> "_core.Box[npt.NDArray[Any]]":
-    """A Box of an array made in the heap, its contents undefined: no copy. As `numpy.empty`.
-
-    Where this server has no room, it is made on the most vacant one: 1 request with its bytes.
-
-    Args:
-        shape: its extent along each axis.
-        dtype: what its items are.
-        order: which axis is contiguous: the last one (C) or the first one (F).
-        replicas: as of `Box`.
-
-    Raises:
-        OutOfMemoryError: no heap has room.
-        TypeError: the dtype holds Python objects.
-        ConfigError: `replicas` cannot be had.
-    """
-    excepted = replicas is not None and choose_replicas(replicas)
-    try:
-        return _empty_here(shape, dtype, order, excepted=excepted)
-    except OutOfMemoryError as error:
-        array = np.zeros(shape, dtype, order=order)
-        parts = arrays.encode_array(array)
-        if parts is None:
-            raise
-        pin = _put_elsewhere(codecs.Encoded(codecs.NDARRAY, parts[0], [parts[1]]), error)
-        return _core.Box._from_pin(pin, "owned", np.ndarray, excepted=excepted)
-
-
-def _empty_here(
-    shape: int | Sequence[int], dtype: npt.DTypeLike, order: Literal["C", "F"], *, excepted: bool
-) -> "_core.Box[npt.NDArray[Any]]":
-    described = np.dtype(dtype)
-    extents = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
-    meta = arrays.pack_layout(extents, described, order)
-    if meta is None:
-        raise TypeError(f"an array of {described} holds Python objects: use Box(numpy.empty(...))")
-    nbytes = described.itemsize
-    for extent in extents:
-        if extent < 0:
-            raise ValueError(f"negative dimensions are not allowed: {extents}")
-        nbytes *= extent
-    pin = runtime.current().allocate(codecs.NDARRAY, meta, [nbytes], []).publish()
-    return _core.Box._from_pin(pin, "owned", np.ndarray, excepted=excepted)
-
-
-def full(
-    shape: int | Sequence[int],
-    fill_value: object,
-    dtype: npt.DTypeLike | None = None,
-    *,
-    order: Literal["C", "F"] = "C",
-    replicas: int | None = None,
-) -> "_core.Box[npt.NDArray[Any]]":
-    """As `empty`, filled with one value. As `numpy.full`."""
-    excepted = replicas is not None and choose_replicas(replicas)
-    described = np.asarray(fill_value).dtype if dtype is None else dtype
-    try:
-        box = _empty_here(shape, described, order, excepted=excepted)
-    except OutOfMemoryError:  # it is filled before it goes to where there is room
-        return _core.Box(np.full(shape, fill_value, described, order=order), replicas=replicas)
-    with box.borrow_mut() as array:
-        array.fill(fill_value)
-    return box
-
-
-def zeros(
-    shape: int | Sequence[int],
-    dtype: npt.DTypeLike = float,
-    *,
-    order: Literal["C", "F"] = "C",
-    replicas: int | None = None,
-) -> "_core.Box[npt.NDArray[Any]]":
-    """As `empty`, filled with zeros. As `numpy.zeros`."""
-    return full(shape, 0, dtype, order=order, replicas=replicas)
 
 
 # -- values out of the heap --------------------------------------------------------------------------------
@@ -663,7 +531,7 @@ _core.set_hooks(
     forbid_rollback=_forbid_rollback,
     queue_free=_queue_free,
     settle=groups.settle,
-    choose_replicas=choose_replicas,
+    choose_replicas=creation.choose_replicas,
 )
 codecs.register_handle(_core.Box)
 codecs.set_importable(shipping.is_importable)

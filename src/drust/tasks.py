@@ -8,14 +8,13 @@ Messages: 0 for a task on this server; elsewhere 1 round trip to submit and 1 fo
 Source: Ma et al., OSDI'24, sections 4.1.2 and 4.2.
 """
 
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from drust import _core, arrivals, blocking, calls, runtime, shipping, submitting
+from drust import _core, arrivals, blocking, calls, outstanding, runtime, shipping, submitting
 from drust.errors import (
     BorrowTimeoutError,
     CancelledError,
@@ -36,11 +35,6 @@ _DONE = 1  # of a record, as tasks::RecordState; else its task was lost
 _REFUSED, _REFUSED_POISONED = 6, 10  # or it has returned, and there was no room here for its completion
 RETRIES_MAX = 1000
 _log = logging.getLogger("drust")
-
-_POLLED_PER_SPAWN = 2
-
-# With lends out: their Boxes must outlive the tasks, whoever forgets the handles. Protected by the GIL.
-_outstanding: "dict[JoinHandle[Any], None]" = {}
 
 
 class JoinHandle(Generic[T]):
@@ -87,12 +81,23 @@ class JoinHandle(Generic[T]):
         """A function that the task names in its arguments: its bytes must outlive the task."""
         if self._call is not None:
             self._call.keep(shipped)
-            _outlive(self, self._call)
+            self.outlive(self._call)
+
+    def outlive(self, call: calls.Outgoing) -> None:
+        """Keeps the handle, and so what the task was lent, until it has ended, if that is necessary."""
+        if call.must_outlive:
+            call.poll = self.poll
+            outstanding.keep(self)
 
     @property
     def is_unsure(self) -> bool:
         """Whether it was cancelled and the answer did not come: the next look finds out."""
         return self._is_unsure
+
+    @property
+    def runtime(self) -> _core.Runtime:
+        """Of the session it was spawned in."""
+        return self._runtime
 
     @property
     def key(self) -> int:
@@ -199,7 +204,7 @@ class JoinHandle(Generic[T]):
         with self._lock:
             if not self._finished:
                 self._error, self._finished = error, True
-                _outstanding.pop(self, None)
+                outstanding.drop(self)
         self._tell()
 
     def _tell(self) -> None:
@@ -406,7 +411,7 @@ class JoinHandle(Generic[T]):
             self._runtime.free(self._record)
         else:  # a server written off may still bring a completion: its record says that nobody wants it
             self._runtime.drop_record(self._record)
-        _outstanding.pop(self, None)
+        outstanding.drop(self)
 
     def __del__(self) -> None:
         if not getattr(self, "_finished", True) and not self._runtime.closed:
@@ -445,8 +450,7 @@ def spawn(
         MovedError: a Box to be moved was moved before.
         UnpicklableError: an argument cannot travel. Then nothing was moved or lent.
         CaptureTooLargeError: the function drags a large value along.
-        QueueFullError: every one of the 16,384 tasks that the server holds has begun, and waits for others.
-            (A queue that is full of tasks that have not begun is waited for.)
+        QueueFullError: all 16,384 tasks that the server holds have begun, and wait for others.
         ConfigError: `retry` with a Box to be moved, which dies with its worker.
 
     Cost: 0 messages on this server, 1 round trip elsewhere, with the small arguments in it.
@@ -559,25 +563,8 @@ def _sent(call: calls.Outgoing, record: Pointer) -> "JoinHandle[Any]":
     handle: JoinHandle[Any] = JoinHandle(call.name, call.target, record, call)
     if call.lease is not None:
         call.lease.below.append(handle)
-    _outlive(handle, call)
+    handle.outlive(call)
     return handle
-
-
-def _outlive(handle: JoinHandle[Any], call: calls.Outgoing) -> None:
-    """Keeps a task's handle, and so what it was lent, until the task has ended, if that is necessary."""
-    if call.must_outlive and handle not in _outstanding:
-        call.poll = handle.poll
-        _poll_the_oldest()
-        _outstanding[handle] = None
-
-
-def _poll_the_oldest() -> None:
-    """Ends the lends of tasks that nobody joins: a few at each spawn, so that they cannot pile up."""
-    for handle in list(itertools.islice(_outstanding, _POLLED_PER_SPAWN)):
-        if handle._runtime.closed:  # an earlier session's, whose heap is gone
-            _outstanding.pop(handle, None)
-        elif not handle.poll() and _outstanding.pop(handle, handle) is None:
-            _outstanding[handle] = None  # behind the others
 
 
 def spawn_to(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drust._core import Box
-from drust.handles import empty as empty_array
+from drust.creation import empty as empty_array
 from drust.tasks import spawn
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -23,8 +23,8 @@ from drust.bench.peers import Peers
 from drust.bench.report import Report
 from drust.bench.rows import Aim, Bench, Row
 from drust.bench.stats import Operation, Plan, summarise
+from drust.creation import empty as empty_array
 from drust.errors import DrustError
-from drust.handles import empty as empty_array
 from drust.session import init, shutdown
 from drust.tasks import spawn
 from drust.units import format_bytes, format_seconds

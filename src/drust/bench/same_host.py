@@ -16,7 +16,7 @@ from drust._core import Box
 from drust.bench.elsewhere import Floats
 from drust.bench.rows import Aim, Bench, Row
 from drust.bench.stats import Operation, Plan
-from drust.handles import zeros
+from drust.creation import zeros
 from drust.tasks import spawn
 from drust.units import format_bytes
 

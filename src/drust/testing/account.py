@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import drust
-from drust import _core, codecs, runtime, tasks
+from drust import _core, codecs, outstanding, runtime
 from drust.errors import DrustError
 from drust.server import messages
 from drust.session import Session
@@ -132,9 +132,7 @@ def difference(before: Account, after: Account) -> str:
 def rest(session: Session) -> None:
     """Collects garbage here and in the workers, and sends the frees that wait to go along."""
     gc.collect()
-    for handle in list(tasks._outstanding):  # nobody joins them, but their lends end
-        if not handle._runtime.closed:  # else another session's
-            handle.poll()
+    outstanding.poll()  # nobody joins them, but their lends end
     runtime.current().flush()
     jobs = []
     for server in range(session.servers):
