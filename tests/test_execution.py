@@ -53,9 +53,11 @@ def test_a_worker_that_was_declared_lost_ends_before_anybody_hears_of_its_task(m
 
     here = Here()
     completion = SimpleNamespace(pointer=(1, 2, 3), disown=lambda: None)
-    monkeypatch.setattr(execution.incoming, "open_call", lambda here, task: None)
-    monkeypatch.setattr(execution, "_run", lambda here, entry, call, remote: completion)
+    call = SimpleNamespace(pin=SimpleNamespace(children=[]))
+    monkeypatch.setattr(execution.incoming, "open_call", lambda here, task: call)
+    monkeypatch.setattr(execution._Run, "call", lambda run: (None, None))
+    monkeypatch.setattr(execution._Run, "_write", lambda run, result, error: completion)
     monkeypatch.setattr(execution.os, "_exit", end)
     with pytest.raises(Ended):
-        execution.run_task(here, SimpleNamespace(record=(0, 0, 0), task=(0, 0, 0)))
+        execution.run_task(here, SimpleNamespace(record=(0, 0, 0), task=(0, 0, 0), id=1))
     assert here.given_home == []

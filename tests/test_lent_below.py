@@ -51,7 +51,8 @@ def lend_on(boxes: list, function: Callable[..., None], server: int, own: str, *
     if os.path.exists(own):
         return  # the second attempt
     Path(own).write_text(str(os.getpid()))
-    drust.spawn(function, boxes[0].borrow_mut(), *args, server=server).wait()
+    # With a timeout, as a join without one would run the task in this very worker, which is killed.
+    drust.spawn(function, boxes[0].borrow_mut(), *args, server=server).exception(WITHIN_S)
 
 
 def wait_until(condition: Callable[[], object]) -> None:

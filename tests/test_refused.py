@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import drust
-from drust import Box, OutOfMemoryError
+from drust import Box, OutOfMemoryError, _core, codecs, runtime
 from drust.errors import PoisonedError, ResultRefusedError
 from drust.testing import account
 
@@ -23,13 +23,13 @@ def small():
         yield session
 
 
-def fill_home() -> list[Box]:
-    """Until no block of any size finds room."""
+def fill_home() -> list[_core.Pin]:
+    """Until no block of any size finds room here. (A Box of an array would go to another server then.)"""
     held = []
     size = 1 << 20
     while size:
         try:
-            held.append(Box(np.zeros(size, np.uint8)))
+            held.append(runtime.current().allocate(codecs.BYTES, b"", [size], []).publish())
         except OutOfMemoryError:
             size //= 2
     return held

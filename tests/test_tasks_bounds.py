@@ -41,8 +41,9 @@ def increment(n: int) -> int:
 
 
 def spawn_here(count: int) -> int:
-    """The sum of `count` tasks, all spawned before the first is joined."""
-    jobs = [drust.spawn(increment, n) for n in range(count)]
+    """The sum of `count` tasks, all spawned before the first is joined, bound to this server."""
+    here = drust.runtime.current().server
+    jobs = [drust.spawn(increment, n, server=here) for n in range(count)]
     return sum(job.join() for job in jobs)
 
 

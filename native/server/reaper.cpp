@@ -327,12 +327,12 @@ void Reaper::bury(Estate& estate) {
   }
 }
 
-// False: it could not be reached, and is not known to be lost.
+// False: it could not be reached.
 bool Reaper::tell(const Estate& estate, ServerId server) {
   std::vector<std::byte> none;
   const sync::Who dead = sync::Who::make(heap_.partition().server(), estate.dead);
   const auto told = peers_.shared(server, {}, wire::SharedVerb::bury, {dead.raw(), 0, 0, 0}, {}, none);
-  return told.ok() || told.status().code() != Code::server_lost || heap_.partition().endpoint(server).port == 0;
+  return told.ok() || told.status().code() != Code::server_lost;
 }
 
 // True while something is still out.
@@ -360,6 +360,7 @@ bool Reaper::go_on(Estate& estate) {
     free_estate(estate);
     estate.is_freed = true;
   }
+  std::erase_if(estate.untold, [this](ServerId server) { return heap_.partition().endpoint(server).port == 0; });
   if (!estate.untold.empty() && Clock::now() >= estate.next_telling) {
     std::erase_if(estate.untold, [&](ServerId server) { return tell(estate, server); });
     estate.next_telling = Clock::now() + std::chrono::milliseconds(kTellAgainMs);

@@ -121,7 +121,7 @@ TEST("a completion that its joiner has opened stays his, though its worker died 
   Scene scene;
   const GlobalPointer record = Queue::make_record(*scene.host.heap, scene.host.partition->server()).value();
   const auto [version, completion] = scene.return_from_a_task(record);
-  CHECK(server::deliver(scene.dying, scene.peers, record, RecordState::done, completion).ok());
+  CHECK(server::deliver(scene.dying, scene.peers, record, RecordState::done, completion, false).ok());
   const ProcessId joiner = scene.host.join();
   CHECK(scene.host.heap->set_owner(completion, owner_word(OwnerKind::process, joiner)));
   CHECK(scene.host.heap->free_shallow(record).ok());
@@ -178,6 +178,7 @@ bool try_call_that_arrives() {
   const GlobalPointer completion = make_block(*scene.host.heap, 50);
   CHECK(server::deliver_here(*scene.host.heap, record, RecordState::done, completion, remote, made) ==
         tasks::Delivery::unwanted);
+  scene.host.partition->set_endpoint(kElsewhere, {.epoch = 2, .host = "", .port = 0});  // else it is to hear of the death
   CHECK_EQ(scene.reaper.tend(), 0U);
   CHECK_EQ(scene.host.partition->live_blocks(), 0U);
   return true;

@@ -212,7 +212,7 @@ TEST("received bytes are published when their tables fit and refused when anythi
   CHECK(refused([](Header, BufferSpan* b, ChildPointer*) { b[1].offset_bytes = ~63ULL; }));
   CHECK(refused([](Header, BufferSpan* b, ChildPointer*) { b[1].bytes = ~0ULL; }));
   CHECK(refused([](Header, BufferSpan* b, ChildPointer*) { b[0].bytes = 200; }));  // into the next
-  CHECK(refused([](Header, BufferSpan*, ChildPointer* c) { c[0].flags = 64; }));
+  CHECK(refused([](Header, BufferSpan*, ChildPointer* c) { c[0].flags = 1ULL << 40; }));
   CHECK_EQ(host.partition->live_blocks(), live);
   CHECK(!host.heap->allocate_extent(10).ok());
 }

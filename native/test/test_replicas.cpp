@@ -281,7 +281,7 @@ TEST("a completion that does not count any more leaves its receiver the version 
   std::memcpy(buffer.data(), written.data(), written.size());
   const GlobalPointer now = cluster.first.heap->recolour(lent).value();
   const GlobalPointer record = tasks::Queue::make_record(*cluster.home.heap, 1).value();
-  CHECK_EQ(cluster.home.server->fail_records(1), 1);  // the round that tells of the loss was faster
+  CHECK_EQ(cluster.home.server->fail_records(1, 1), 1);  // the round that tells of the loss was faster
   CHECK(cluster.first.peers->complete(record, 1, cluster.first.make_parent({now})).ok());
   cluster.first.peers->flush_frees();
   CHECK(cluster.first.peers->ping(2).ok());

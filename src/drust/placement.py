@@ -159,10 +159,12 @@ def where_it_lies(handles: Iterable[tuple[Any, int]]) -> tuple[tuple[int, int], 
     """Server and bytes of what is lent or given, most first.
 
     What has no block yet, a live object that only this process knows, is not weighed: it is written when it
-    is lent.
+    is lent. Nor is shared state, which stays at home.
     """
     sizes: dict[int, int] = {}
     for handle, _ in handles:
+        if isinstance(handle, _core.Shared):
+            continue
         guard: Any = handle
         is_owner = isinstance(handle, _core.Box)
         box = guard if is_owner else guard._box
