@@ -274,7 +274,7 @@ Result<Peers::Table> Peers::read_table(const GlobalPointer& pointer) {
   table.before = header.before.load();
   table.is_being_written = (header.flags.load() & heap::kWriting) != 0;
   table.children.resize(header.child_count);
-  std::memcpy(static_cast<void*>(table.children.data()), body.data() + sizeof header, table_bytes);
+  if (table_bytes != 0) std::memcpy(static_cast<void*>(table.children.data()), body.data() + sizeof header, table_bytes);
   return table;
 }
 

@@ -402,8 +402,9 @@ TEST("who waits for a row of the endpoint table is woken by who writes it, and n
   const Endpoint seen = host.partition->endpoint(1);
   CHECK(!host.partition->await_endpoint(1, seen, deadline_in(20)));
   CHECK(!host.partition->await_endpoint(9, {}, deadline_in(10'000)));  // there is none to wait for
-  const auto began = std::chrono::steady_clock::now();
+  int prompt = 0;
   for (std::uint64_t epoch = 2; epoch < 42; ++epoch) {
+    const auto began = std::chrono::steady_clock::now();
     const Endpoint before = host.partition->endpoint(1);
     std::atomic<bool> is_waiting{false};
     std::thread waiter([&] {
@@ -414,9 +415,10 @@ TEST("who waits for a row of the endpoint table is woken by who writes it, and n
     host.partition->set_endpoint(2, {epoch, "127.0.0.1", 6});
     host.partition->set_endpoint(1, {epoch, "127.0.0.1", 5});
     waiter.join();
+    if (std::chrono::steady_clock::now() - began < std::chrono::milliseconds(kWaitSliceMs)) ++prompt;
   }
   // Without the wake each would sleep kWaitSliceMs, unless its thread came too late to sleep.
-  CHECK(std::chrono::steady_clock::now() - began < std::chrono::milliseconds(kWaitSliceMs * 10));
+  CHECK(prompt > 20);
   host.partition->close();
   CHECK(!host.partition->await_endpoint(1, host.partition->endpoint(1), deadline_in(10'000)));
 }
