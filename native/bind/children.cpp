@@ -91,7 +91,12 @@ bool set_parent(BoxObject* child, BoxObject* parent) {
     return false;
   }
   raise_ceiling(child);
-  const protocol::Step step = protocol::apply(child->state, {EventKind::Transfer});
+  protocol::Step step = protocol::apply(child->state, {EventKind::Transfer});
+  if (step.verdict == protocol::Verdict::ParentNotBorrowed) {
+    lower_ceiling(child);
+    // Taken out of a value whose borrow has ended since, or that is being encoded.
+    if (release_if_taken_out(child)) step = protocol::apply(child->state, {EventKind::Transfer});
+  }
   if (!step.ok()) {
     lower_ceiling(child);
     return set_refusal(child, step.verdict, "move it into another Box", -1);
@@ -107,6 +112,8 @@ bool set_parent(BoxObject* child, BoxObject* parent) {
 
 void leave_parent(BoxObject* child) noexcept {
   if (child->parent == nullptr) return;
+  // Wherever it goes, it is a part of what that task was lent.
+  if (child->state.has(protocol::kPreImage) && child->lease == nullptr) child->lease = Py_XNewRef(find_lease(child));
   if (child->counts_in_parent) {
     child->counts_in_parent = false;
     --child->parent->children_borrowed;
@@ -176,7 +183,8 @@ bool release_if_taken_out(BoxObject* child) {
     return false;
   }
   if (std::find(found.begin(), found.end(), as_object(child)) != found.end()) return false;
-  leave_parent_block(child);
+  // What a lend above may be rolled back to is still the lender's: its task's end decides (lends.py).
+  if (!child->state.has(protocol::kPreImage)) leave_parent_block(child);
   leave_parent(child);
   return true;
 }

@@ -234,7 +234,7 @@ namespace detail {
 constexpr void leave_block(Step& step) noexcept {
   if (!step.state.has(kPreImage)) {
     step.actions |= kFreeOldBlock;
-  } else if (step.state.has(kChild)) {
+  } else if (step.state.has(kChild) || step.state.ceiling == Ceiling::Own) {  // Own: it was taken out of its parent
     step.actions |= kFreeOldBlock | kQueueFree;
   }
   step.state.clear(kPreImage);

@@ -151,7 +151,7 @@ namespace detail {
       publish(step);
       step.actions |= kDropSharedDecode | kMarkInTransit | kDropLocalCopy;
       if (s.has(kChild)) step.actions |= kDetachFromParent;
-      if (s.has(kChild) && s.has(kPreImage)) step.actions |= kForbidRollback;
+      if (s.has(kPreImage)) step.actions |= kForbidRollback;  // a child, or one that was taken out before
       step.state.phase = Phase::Moved;
       return step;
     case EventKind::TransferUndone:

@@ -196,6 +196,7 @@ class Outgoing:
                 excepted = EXCEPTED if handles.is_excepted(handle) else 0
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
+                lends.gave(pin)
                 pointers.append((*pin.pointer, flags | excepted))
                 continue
             excepted = EXCEPTED if handle._box._excepted_with_all else 0
@@ -203,6 +204,8 @@ class Outgoing:
             lent = flags | excepted | relent | (UNDO if handle._undo else 0)
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
+            if flags == LENT_MUTABLE:
+                lends.gave(pin, moved=False)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
             column = getattr(handle, "_column", None)
             if column is not None:
@@ -511,6 +514,7 @@ class Outcome:
                 has_replicas = any(handles.is_excepted(handle) for handle, _ in whole.children)
                 excepted = EXCEPTED if has_replicas and not runtime.config().replicas else 0
                 self._apart = handles.write_encoded(whole)
+                lends.gave(self._apart)
                 apart = msgspec.structs.replace(header, apart=True)
                 child = (*self._apart.pointer, excepted)
                 return draft_block(_core.COMPLETION_CODEC, apart, _EMPTY, [child, *room])
@@ -520,7 +524,9 @@ class Outcome:
                 flags | (EXCEPTED if handles.is_excepted(handle) else 0) for handle, flags in encoded.children
             ]
             for box, _ in encoded.children:
-                self._moved.append((box, *box._transfer()))
+                pin, kept = box._transfer()
+                self._moved.append((box, pin, kept))
+                lends.gave(pin)
             children = [(*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)]
             return draft_block(_core.COMPLETION_CODEC, header, encoded, [*children, *room])
         except BaseException:

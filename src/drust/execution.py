@@ -216,6 +216,7 @@ class _Run:
             where.append((now, now[0] != before[0], children[child][3] & calls.EXCEPTED))
             if lent_here is not None and lent_here.is_poisoned:
                 poisoned.append(index)
+        self._lease.settle()
         return outcome.publish(where, calls.CompletionEnd(self._lease.frees, poisoned))
 
 

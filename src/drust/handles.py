@@ -79,6 +79,9 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     block = codecs.write(runtime.current(), encoded, pointer_of)
     for pin in owned:
         pin.set_release(NOTHING)  # they are the new block's now
+    for child, _ in encoded.children:
+        if isinstance(child, _core.Box) and child._kept and child._lease is not None:
+            child._lease.name(block)
     return block
 
 
@@ -112,19 +115,7 @@ def _publish(box: "_core.Box[Any]") -> _core.Pin:
         return groups.rewrite(encoded, before) if before is not None and is_version else groups.write(encoded)
     for child, _ in encoded.children:
         child._set_parent(box)
-    block = write_encoded(encoded)
-    if box._lease is not None and box._pin is not None and box._pin.local is not None:
-        _queue_dropped(box._lease.frees, box._pin, {child[0] for child in block.children})
-    return block
-
-
-def _queue_dropped(frees: list[tuple[Pointer, bool]], before: "_core.Pin", still_there: set[int]) -> None:
-    """Children of a pre-image that the borrower's new version has no more: they go if that commits."""
-    frees += [
-        (child[:3], True)
-        for child in before.children
-        if child[3] & KEPT and not child[3] & BORROWED and child[0] not in still_there
-    ]
+    return write_encoded(encoded)
 
 
 # -- values out of the heap --------------------------------------------------------------------------------
@@ -218,18 +209,23 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
         _materialise_group(box, source, writable)
         return
     owns_children = pin.on_release == FREE_TREE
-    is_lent = box._lease is not None
+    lease = box._lease
 
     def child(index: int) -> "_core.Box[Any] | _core.Shared":
         flags = source.children[index][3]
-        kept = is_lent and bool(flags & KEPT)
+        kept = lease is not None and bool(flags & KEPT)
         owns = owns_children and writable and not kept
         if flags & _core.HOLD:
             return open_hold(source.children[index][:3], flags, owns=owns)
-        return hold(
+        box_inside = hold(
             source.children[index][:3], "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED)
         )
+        if kept and lease is not None:
+            lease.opened(box_inside)
+        return box_inside
 
+    if writable and lease is not None:
+        lease.left(source)
     block = PrivateBytes(source) if writable else source
     value = codecs.decode(block, writable, child)
     _note_kind(value)
@@ -369,7 +365,10 @@ def take_value(pointer: Pointer) -> Any:
             return open_hold(pointer, flags, owns=True)
         return hold(pointer, "owned", excepted=bool(flags & EXCEPTED))
 
-    return codecs.decode(pin.as_writable(), True, child)
+    value = codecs.decode(pin.as_writable(), True, child)
+    if pin.children:
+        pin.set_release(FREE_SHALLOW)  # they go with their handles
+    return value
 
 
 
@@ -501,6 +500,8 @@ def _forbid_rollback(box: "_core.Box[Any]") -> None:
     lease = box._lease
     if lease is not None:
         lease.forbid()
+        if box._pin is not None and box._state()["phase"] == "moved":
+            lease.gave(box._pin)
 
 
 def _queue_free(box: "_core.Box[Any]", pin: "_core.Pin", tree: bool, pre_image: bool) -> None:
@@ -509,8 +510,10 @@ def _queue_free(box: "_core.Box[Any]", pin: "_core.Pin", tree: bool, pre_image: 
         return
     if pre_image:
         lease.frees.append((pin.pointer, tree))
-    elif pin.local is not None:
-        _queue_dropped(lease.frees, pin, set())
+    elif pin.local is not None and groups.is_parent(pin):
+        lease.frees += [
+            (child[:3], True) for child in pin.children if child[3] & KEPT and not child[3] & BORROWED
+        ]
 
 
 def _count(kind: str, nbytes: int) -> None:

@@ -4,6 +4,7 @@ A task has one *lease* for all it was lent: whether it can still be rolled back 
 which blocks go only if it commits, and which tasks it lent on to. The lender's side is `calls.Outgoing`.
 """
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,28 @@ from drust.runtime import Pointer
 
 if TYPE_CHECKING:
     from drust.tasks import JoinHandle
+
+
+_leases: "weakref.WeakValueDictionary[int, Lease]" = weakref.WeakValueDictionary()
+"""By the address of a block of this process that has children of a lender's in its table."""
+
+
+def gave(block: _core.Pin, moved: bool = True) -> None:
+    """A Box with this block is moved or lent to a task; what lies in it may have been lent to one here."""
+    if not _leases or block.local is None:
+        return
+    lease = _leases.get(block.pointer[0])
+    if lease is not None:
+        lease.gave(block, moved)
+    here = runtime.current()
+    for child in block.children:
+        pointer = child[:3]
+        if (
+            not child[3] & handles.BORROWED
+            and runtime.server_of(pointer) == here.server
+            and here.is_live(pointer)
+        ):
+            gave(here.open(pointer, False, NOTHING), moved)
 
 
 PRE_IMAGE_BYTES_MAX = 2**20  # as native/base/limits.hpp
@@ -32,6 +55,62 @@ class Lease:
         """Tasks that have on loan what this one was lent."""
         self._here = here
         self._entry = entry
+        self._shared: dict[int, Pointer] = {}  # children of blocks that the task left, by address
+        self._named_by: dict[int, Pointer] = {}  # blocks made since that have some of them in their tables
+        self._handles: dict[int, weakref.ref[_core.Box[Any]]] = {}  # of those children, by address
+        self._given: set[int] = set()  # those that were moved to others
+
+    def left(self, version: _core.Pin) -> None:
+        """The task writes `version` from now on, in place of a block whose children it shares."""
+        shared = [
+            child for child in version.children if child[3] & handles.KEPT and not child[3] & handles.BORROWED
+        ]
+        if shared:
+            self._shared.update((child[0], child[:3]) for child in shared)
+            self._given.difference_update(child[0] for child in shared)
+            self.name(version)
+
+    def opened(self, child: "_core.Box[Any]") -> None:
+        """`child` lies in such a version, and the block that was left owns it as well."""
+        if child._pin is not None:
+            self._handles[child._pin.pointer[0]] = weakref.ref(child)
+
+    def name(self, block: _core.Pin) -> None:
+        """What stands in the table of `block` stays as long as the block does."""
+        self._named_by[block.pointer[0]] = block.pointer
+        _leases[block.pointer[0]] = self
+
+    def gave(self, block: _core.Pin, moved: bool = True) -> None:
+        """Another task has it from now on, and may take it apart: that one decides about what lies in it."""
+        if moved:
+            self._given.add(block.pointer[0])
+        if block.local is not None:
+            self._given.update(child[0] for child in block.children)
+
+    def settle(self) -> None:
+        """Queues what nobody has any more of what the blocks share that the task left.
+
+        Not before the task's end: until then a Box that was taken out of one value may be put into another.
+        What went to another task is that one's to decide about. No message.
+        """
+        queued = {pointer[0] for pointer, _ in self.frees} | self._given
+        missing = {address: pointer for address, pointer in self._shared.items() if address not in queued}
+        for address, pointer in self._named_by.items():
+            _leases.pop(address, None)
+            if not missing:
+                continue
+            if not self._here.is_live(pointer):
+                continue  # it was dropped, or another one took its place
+            for child in self._here.open(pointer, False, NOTHING).children:
+                if not child[3] & handles.BORROWED:
+                    missing.pop(child[0], None)
+        for address, pointer in missing.items():
+            reference = self._handles.get(address)
+            box = None if reference is None else reference()
+            if box is not None and box._pin is not None and box._pin.pointer[0] == address:
+                box._pin.set_release(handles.FREE_TREE)  # this process has it: it goes with its handle
+                continue
+            self.frees.append((pointer, True))
 
     def forbid(self) -> None:
         """From now on a lost worker poisons what this task was lent mutably. No message."""

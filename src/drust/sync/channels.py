@@ -7,7 +7,7 @@ A value becomes a block, as a task's arguments do, and goes into a cell of the c
 import time
 from typing import Any, Generic, Self, TypeVar
 
-from drust import _core, blocking, codecs, groups, handles, runtime
+from drust import _core, blocking, codecs, groups, handles, lends, runtime
 from drust.errors import (
     BorrowTimeoutError,
     ChannelClosedError,
@@ -181,6 +181,7 @@ class _Message:
         def move(child: Any, flags: int) -> tuple[int, int, int, int]:
             pin, kept = child._transfer()
             self._moved.append((child, pin, kept))
+            lends.gave(pin)
             return (*pin.pointer, flags)
 
         try:
