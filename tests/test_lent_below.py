@@ -5,6 +5,7 @@ The task below may have written in place what the dead one's lender is to be giv
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +52,11 @@ def lend_on(boxes: list, function: Callable[..., None], server: int, own: str, *
     if os.path.exists(own):
         return  # the second attempt
     Path(own).write_text(str(os.getpid()))
-    # With a timeout, as a join without one would run the task in this very worker, which is killed.
-    drust.spawn(function, boxes[0].borrow_mut(), *args, server=server).exception(WITHIN_S)
+    below = drust.spawn(function, boxes[0].borrow_mut(), *args, server=server)
+    # Not by a join: this worker, which is killed, would take the task itself meanwhile.
+    look_again = threading.Event()
+    while not below.done():
+        look_again.wait(0.01)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
