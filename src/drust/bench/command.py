@@ -1,5 +1,8 @@
 """The command line of the benchmarks: `drust bench micro`, also as `python -m drust.bench micro`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 from rich.console import Console
 
@@ -8,6 +11,17 @@ from drust.bench import replication as replication_runner
 from drust.bench import report
 from drust.bench import sync as sync_runner
 from drust.bench import tasks as task_runner
+from drust.bench.report import Report
+
+
+def _run(measure: Callable[..., Report], as_json: bool, **options: Any) -> None:
+    """Measures, saying on standard error what, and prints the report."""
+    with Console(stderr=True).status("starting servers") as status:
+        result = measure(progress=lambda name: status.update(f"measuring {name}"), **options)
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        report.show(result, report.console_for())
 
 
 @click.group(name="bench", invoke_without_command=True)
@@ -29,13 +43,7 @@ def micro(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()
 
     The exit status is 0 whether or not the aims are met: a benchmark is no test.
     """
-    errors = Console(stderr=True)
-    with errors.status("starting two servers") as status:
-        result = runner.run(quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}"))
-    if as_json:
-        click.echo(report.to_json(result))
-    else:
-        report.show(result, report.console_for())
+    _run(runner.run, as_json, quick=quick, only=only)
 
 
 @bench.command(name="sync")
@@ -49,15 +57,7 @@ def micro(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()
 )
 def sync(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()) -> None:
     """What locks, atomics and channels cost, beside threading, multiprocessing and a raw socket."""
-    errors = Console(stderr=True)
-    with errors.status("starting two servers") as status:
-        result = sync_runner.run(
-            quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}")
-        )
-    if as_json:
-        click.echo(report.to_json(result))
-    else:
-        report.show(result, report.console_for())
+    _run(sync_runner.run, as_json, quick=quick, only=only)
 
 
 @bench.command(name="tasks")
@@ -71,15 +71,7 @@ def sync(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ())
 )
 def tasks(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()) -> None:
     """What a task costs, alone and in a stream, beside a futex round trip, a process pool, Ray and Dask."""
-    errors = Console(stderr=True)
-    with errors.status("starting two servers") as status:
-        result = task_runner.run(
-            quick=quick, only=only, progress=lambda name: status.update(f"measuring {name}")
-        )
-    if as_json:
-        click.echo(report.to_json(result))
-    else:
-        report.show(result, report.console_for())
+    _run(task_runner.run, as_json, quick=quick, only=only)
 
 
 @bench.command(name="replication")
@@ -87,10 +79,4 @@ def tasks(quick: bool = False, as_json: bool = False, only: tuple[str, ...] = ()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output.")
 def replication(quick: bool = False, as_json: bool = False) -> None:
     """What replicas=1 costs over replicas=0, and how long the loss of a server takes, by what it held."""
-    errors = Console(stderr=True)
-    with errors.status("starting two clusters of three servers") as status:
-        result = replication_runner.run(quick=quick, progress=lambda name: status.update(f"measuring {name}"))
-    if as_json:
-        click.echo(report.to_json(result))
-    else:
-        report.show(result, report.console_for())
+    _run(replication_runner.run, as_json, quick=quick)
