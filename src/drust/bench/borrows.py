@@ -4,6 +4,7 @@ a copy.
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import repeat
 from time import perf_counter
 from typing import Any
@@ -51,9 +52,8 @@ def borrow_mut_loop(box: "Box[Any]") -> Operation:
     return Operation(run)
 
 
-def lock_loop() -> Operation:
+def lock_loop(lock: AbstractContextManager[Any]) -> Operation:
     """An uncontended lock, taken and given back."""
-    lock = threading.Lock()
 
     def run(count: int) -> float:
         start = perf_counter()
@@ -67,7 +67,7 @@ def lock_loop() -> Operation:
 
 def borrows(bench: Bench) -> Iterator[Row]:
     """A borrow of what this process owns, beside an uncontended lock."""
-    lock = lock_loop()
+    lock = lock_loop(threading.Lock())
     words = Box({"answer": 42})
     numbers = Box(np.zeros(1024))
     name = "with threading.Lock()"

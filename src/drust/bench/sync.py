@@ -5,6 +5,7 @@ of the kernel; of another server beside round trips of a raw socket with as many
 """
 
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from time import perf_counter
@@ -53,20 +54,6 @@ def lock_loop(mutex: "Mutex[Any]") -> Operation:
     return Operation(run)
 
 
-def process_lock_loop() -> Operation:
-    """The lock of `multiprocessing`, taken and given back."""
-    lock = multiprocessing.Lock()
-
-    def run(count: int) -> float:
-        start = perf_counter()
-        for _ in repeat(None, count):
-            with lock:
-                pass
-        return perf_counter() - start
-
-    return Operation(run)
-
-
 def see(handle: object) -> None:
     """A task: now another process has had the handle."""
 
@@ -81,14 +68,14 @@ def locks(bench: Bench) -> Iterator[Row]:
         spawn(see, mutex).join()
     thread, process = "with threading.Lock()", "with multiprocessing.Lock()"
     aim = Aim(kind="ratio", bound=3.0)
-    lock = borrows.lock_loop()
+    lock = borrows.lock_loop(threading.Lock())
     yield bench.compare(
         "mutex-dict", "with mutex.lock(), a dict of ours", thread, lock_loop(alone), lock, aim
     )
     yield bench.compare(
         "mutex-array", "with mutex.lock(), an array of ours", thread, lock_loop(numbers), lock
     )
-    other = process_lock_loop()
+    other = borrows.lock_loop(multiprocessing.Lock())
     yield bench.compare(
         "mutex-shared-array", "the same, others have it too", process, lock_loop(shared), other
     )
