@@ -74,6 +74,34 @@ def arm_and_allocate() -> Any:
     return [Box(np.ones(3)) for _ in range(4)]
 
 
+def change_inside(value: dict[str, Any], point: str) -> None:
+    with value["inner"].borrow_mut() as inner:
+        inner["changed"] = True
+    value["changed"] = True
+    faults.arm_here(point)
+
+
+@pytest.mark.parametrize("server", [0, 1])
+@pytest.mark.parametrize("point", ["heap.publish.before", "queue.return.written"])
+def test_a_death_between_writing_a_version_and_returning_it_leaves_what_lies_three_levels_down(
+    armed, server, point
+):
+    session, _ = armed
+    chaos.wait_attached(session)
+    before = account.take_at_rest(session)
+    box = Box({"inner": Box({"deep": Box({"deeper": Box(np.full(100, 7.0))})})})
+    with pytest.raises(WorkerLostError, match="rolled back"):
+        drust.spawn(change_inside, box.borrow_mut(), point, server=server).join(timeout=WAIT_S)
+    chaos.wait_attached(session)
+    with box.borrow() as value, value["inner"].borrow() as inner, inner["deep"].borrow() as deep:
+        assert "changed" not in value
+        assert "changed" not in inner
+        with deep["deeper"].borrow() as numbers:
+            assert numbers.sum() == 700
+    del box, value, inner, deep, numbers
+    account.check_settled(session, before)
+
+
 def test_all_workers_of_a_server_die_at_once_and_its_queue_goes_on(armed):
     session, _ = armed
     chaos.wait_attached(session)

@@ -73,6 +73,7 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
     if (block.header().state.load(std::memory_order_relaxed) == freeing(process_)) {
       const bool is_version = owner_kind(block.header().owner.load()) == OwnerKind::borrower;
       const std::uint64_t not_its_own = ChildPointer::kBorrowed | (is_version ? ChildPointer::kKept : 0);
+      const Address here = Address::make(partition_.server(), place.offset_bytes);
       for (const ChildPointer& child : block.children()) {
         if ((child.flags & not_its_own) != 0 || child.address == 0) continue;
         const GlobalPointer pointer = child.pointer();
@@ -84,6 +85,9 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
           note_owed(pointer, 0);  // before this block, which knows of it, is gone
           remote.push_back(pointer);
         } else if (mapping.segments.locate(pointer.address.offset_bytes(), below)) {
+          // What a version contains is a version too: it shares children with its own pre-image.
+          if (is_version)
+            static_cast<void>(change_owner(pointer, parent_word(here), owner_word(OwnerKind::borrower, process_)));
           static_cast<void>(begin_free(below, pointer.colour, true, open));  // gone already: nothing to do
           kill_point("heap.free.child");
         }

@@ -165,9 +165,12 @@ void Heap::adopt_children(Address address) noexcept {
     if ((child.flags & ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
     if ((child.flags & ChildPointer::kKept) != 0) {
       is_version = true;
-    } else {
-      set_owner(child.pointer(), parent_word(address));
+      continue;
     }
+    // What contains a version is one: whoever frees it for a dead process must know.
+    const Result<Block> below = partition_.find(child.pointer().address, child.colour);
+    if (below.ok() && owner_kind(below.value().header().owner.load()) == OwnerKind::borrower) is_version = true;
+    set_owner(child.pointer(), parent_word(address));
   }
   if (is_version) block.header().owner.store(owner_word(OwnerKind::borrower, process_), std::memory_order_release);
 }

@@ -129,6 +129,22 @@ TEST("a version that a borrower made goes without the children that it shares wi
   }
 }
 
+TEST("a version inside a version goes with it, without the children that it shares with its own pre-image") {
+  Host host;
+  const GlobalPointer child = make_block(*host.heap, 10);
+  const GlobalPointer inner = make_block(*host.heap, 10, {child}, ChildPointer::kKept);
+  const GlobalPointer fresh = make_block(*host.heap, 10);
+  const GlobalPointer around = make_block(*host.heap, 10, {fresh});
+  const GlobalPointer outer = make_block(*host.heap, 10, {inner, around});
+  CHECK(host.heap->set_owner(inner, parent_word(outer.address)));
+  CHECK(host.heap->set_owner(around, parent_word(outer.address)));
+  CHECK(host.heap->set_owner(outer, owner_word(OwnerKind::borrower, host.process)));
+  std::vector<GlobalPointer> remote;
+  CHECK(host.heap->free(outer, remote).ok());
+  CHECK(host.partition->find(child.address, child.colour).ok());
+  CHECK_EQ(host.partition->live_blocks(), 1U);
+}
+
 TEST("a shallow free leaves the children, and a tree that names itself ends") {
   Host host;
   const GlobalPointer child = make_block(*host.heap, 10);
