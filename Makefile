@@ -15,6 +15,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 CXX ?= g++
 VENV ?= .venv
 JOBS ?= $(shell nproc)
+# Whether warnings of the C++ compiler are errors: ON in CI, whose compiler we know.
+WERROR ?= OFF
 STAMPS := build/stamps
 BIN := $(VENV)/bin
 
@@ -64,7 +66,7 @@ $(BIN)/python: | $(STAMPS)/toolchain
 pip := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Without build isolation nanobind keeps its path, so that cmake finds yesterday's objects still good.
 install_drust = CXX="$(CXX)" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(pip) install --no-build-isolation \
-    --config-settings=build-dir=build/skbuild
+    --config-settings=build-dir=build/skbuild --config-settings=cmake.define.DRUST_WERROR=$(WERROR)
 
 # setuptools and wheel are for dependencies that PyPI has as sources only: the venv's own setuptools is too old for them.
 $(STAMPS)/build-tools: pyproject.toml | $(BIN)/python
@@ -108,7 +110,7 @@ export TSAN_OPTIONS := halt_on_error=1:second_deadlock_stack=1
 
 build/native-%/built: $(STAMPS)/build-tools FORCE
 	$(BIN)/cmake -S . -B build/native-$* -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-	    -DDRUST_SANITIZE=$(filter-out plain,$*) --log-level=WARNING
+	    -DDRUST_SANITIZE=$(filter-out plain,$*) -DDRUST_WERROR=$(WERROR) --log-level=WARNING
 	$(BIN)/cmake --build build/native-$* -j$(JOBS)
 
 .PHONY: FORCE
@@ -138,12 +140,14 @@ SOAK_SEED := $(or $(SOAK_SEED),$(shell shuf -i 1-999999 -n 1))
 SOAK_KILLS ?= 10000
 SOAK_NATIVE_KILLS ?= 10000
 SOAK_SWEEP_EVERY ?= 20
+SOAK_LOAD_S ?= 600
 
 soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-plain/built build/native-address/built
 	@echo "make soak SOAK_SEED=$(SOAK_SEED)"
 	DRUST_TEST_SEED=$(SOAK_SEED) DRUST_TEST_ROUNDS=$(SOAK_NATIVE_KILLS) build/native-plain/test_kill_points random
 	@$(call run_fuzzers,address,10 * $(FUZZ_FRAMES),$(SOAK_SEED))
 	{ $(BIN)/python -m drust.testing.soak --kills $(SOAK_KILLS) --seed $(SOAK_SEED) && \
+	  $(BIN)/python -m drust.testing.load --seconds $(SOAK_LOAD_S) --seed $(SOAK_SEED) && \
 	  $(BIN)/python -m drust.testing.sweep --every $(SOAK_SWEEP_EVERY) \
 	      --first $$(( $(SOAK_SEED) % $(SOAK_SWEEP_EVERY) )); } 2> build/soak.log || \
 	    { tail -n 20 build/soak.log; echo "what the sessions printed: build/soak.log" >&2; exit 1; }

@@ -1,6 +1,7 @@
 """Clusters for the tests that need one, kept while the next test asks for the same: one costs 0.5 s."""
 
 import fcntl
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 import drust
 from drust import Session
+from drust.testing import account
 
 # fixture: what its cluster is started with
 _SHAPES: dict[str, dict[str, float]] = {
@@ -31,11 +33,10 @@ def _only(wanted: str | None) -> Session | None:
     return _running[wanted]
 
 
-@pytest.fixture(autouse=True)
-def _cluster(request: pytest.FixtureRequest) -> None:
-    """A test that names no cluster finds none running, and may start its own."""
-    shapes = [name for name in _SHAPES if name in request.fixturenames]
-    if not shapes and _running:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that names no cluster finds none running; it or its fixtures may start their own."""
+    if _running and not any(name in _SHAPES for name in getattr(item, "fixturenames", ())):
         _only(None)
 
 
@@ -47,7 +48,7 @@ def _last_cluster() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_server(_cluster: None) -> Session:
+def one_server() -> Session:
     """One server with two workers."""
     session = _only("one_server")
     assert session is not None
@@ -55,7 +56,7 @@ def one_server(_cluster: None) -> Session:
 
 
 @pytest.fixture
-def two_servers(_cluster: None) -> Session:
+def two_servers() -> Session:
     """Two servers with a worker each: bytes between them cross TCP."""
     session = _only("two_servers")
     assert session is not None
@@ -63,7 +64,16 @@ def two_servers(_cluster: None) -> Session:
 
 
 @pytest.fixture
-def three_unmeasured(_cluster: None) -> Session:
+def settled(two_servers: Session) -> Iterator[Session]:
+    """Two servers that hold after the test, to the byte, what they held before."""
+    before = account.take_at_rest(two_servers)
+    yield two_servers
+    gc.collect()
+    account.check_settled(two_servers, before)
+
+
+@pytest.fixture
+def three_unmeasured() -> Session:
     """Three servers with a worker each that do not measure their load: they are as busy as a test says."""
     session = _only("three_unmeasured")
     assert session is not None
@@ -79,7 +89,7 @@ class Counters:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._before = self.total()
-        for _ in range(100):  # a worker counts a message when its reply has come
+        for _ in range(100):  # a message is counted before it goes, its bytes when its reply has come
             again = self.total()
             settled = all(again[kind] == self._before[kind] for kind in KINDS)
             self._before = again

@@ -133,6 +133,37 @@ def test_a_coroutine_is_lent_values_and_fails_as_other_tasks_do(two_servers, ser
     assert drust.spawn(square, 2, server=server).join() == 4
 
 
+async def meet_or_fail(name: str, number: int) -> int:
+    await meet(name, 4)
+    if number % 2:
+        raise SystemExit(number)
+    return number * number
+
+
+def late_or_never(number: int) -> object:
+    if number == 2:
+        raise ValueError("no coroutine")
+    return turn()
+
+
+def test_items_of_an_async_function_given_to_map_run_side_by_side(one_server):
+    found = drust.map(meet, ["_met_in_a_map"] * 12, [12] * 12, chunk=12)
+    assert len(found) == 12
+    with drust.Executor() as executor:
+        assert len(list(executor.map(meet, ["_met_by_an_executor"] * 6, [6] * 6, chunksize=6))) == 6
+
+
+def test_the_first_item_of_an_async_function_that_fails_is_named(one_server):
+    with pytest.raises(SystemExit) as failed:
+        drust.map(meet_or_fail, ["_failing_in_a_map"] * 4, [0, 1, 2, 3], chunk=4)
+    assert failed.value.code == 1
+    assert "for item 1" in failed.value.__notes__[0]
+    with pytest.raises(ValueError, match="no coroutine") as never:
+        drust.map(late_or_never, range(4), chunk=4)
+    assert "for item 2" in never.value.__notes__[0]
+    assert drust.spawn(square, 2).join() == 4
+
+
 def test_a_coroutine_awaits_tasks_of_its_own(two_servers):
     assert drust.spawn(gather_below, 10).join() == sum(n * n for n in range(10))
 

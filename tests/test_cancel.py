@@ -188,6 +188,21 @@ def test_whoever_waits_for_any_of_many_hears_of_a_cancellation_at_once(one_serve
         job.join()
 
 
+def test_cancellations_that_are_told_twice_end_once_each(one_server, gate):
+    busy = keep_busy(gate, 0, 2)
+    ended = drust.spawn(abs, -1)
+    assert ended.cancel()
+    jobs = [drust.spawn(abs, -1) for _ in range(3)]
+    ending = arrivals.as_ended([*jobs, ended])
+    assert next(ending) is ended  # it has looked at all of them
+    for job in jobs:
+        assert job.cancel()
+    assert list(ending) == jobs
+    gate.open()
+    for job in busy:
+        job.join()
+
+
 def test_a_cancelled_error_is_a_task_error_and_the_futures_error():
     error = CancelledError(task="task f")
     assert isinstance(error, TaskError)

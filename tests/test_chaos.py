@@ -14,6 +14,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from click.testing import CliRunner
 
 import drust
 from drust import Box, ServerLostError
-from drust.testing import account, chaos, faults, soak
+from drust.testing import account, chaos, faults, load, soak
 
 WAIT_S = 5.0  # every wait on what was lost ends within this
 
@@ -67,6 +68,29 @@ def test_random_programs_survive_the_deaths_of_their_workers(seed, kills, server
     assert report.deaths >= kills
     if servers == 2:
         assert report.never == []  # every kill point there is was passed
+
+
+@pytest.mark.timeout(300)
+def test_a_minute_of_random_load_and_deaths_agrees_with_its_model():
+    print("load: seed 1")
+    report = load.run(1, 60.0)
+    print(report)
+    assert report.deaths >= 20
+    assert report.steps["client"] > report.steps["lost client"] > 0
+
+
+def test_a_wrong_count_under_load_is_found(monkeypatch):
+    monkeypatch.setattr(load, "check", partial(wrong_check, load.check))
+    again = r"python -m drust\.testing\.load --seed 3 --seconds 0\.1"
+    with pytest.raises(chaos.ChaosError, match=again) as failed:
+        load.run(3, 0.1, servers=1, workers=1)
+    assert "additions" in str(failed.value)
+
+
+def wrong_check(check: Any, shared: load.Shared, ended: list[load.Done], lost: int) -> None:
+    for done in ended:
+        done.added += 1 + load.OPERATIONS * lost
+    check(shared, ended, lost)
 
 
 def test_a_soak_plays_until_enough_have_died_and_says_how_far_it_is(monkeypatch):

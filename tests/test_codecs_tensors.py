@@ -191,6 +191,7 @@ def test_views_without_a_stride_of_one_come_back_equal(real: Any) -> None:
         assert back.shape == value.shape
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own, in some versions
 def test_gradients_parameters_and_sparse_tensors_are_pickled_and_stay_what_they_are(real: Any) -> None:
     for value in (real.ones(3, requires_grad=True), real.nn.Parameter(real.ones(3)), real.eye(3).to_sparse()):
         pin = pinned(value)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 import drust
-from drust import Box, ServerLostError, WorkerLostError
+from drust import Box, ServerLostError, WorkerLostError, submitting
 from drust.errors import PoisonedError
 from drust.testing import faults
 
@@ -147,6 +147,26 @@ def test_a_lost_server_ends_every_wait_on_it():
         with pytest.raises(ServerLostError), box.borrow():
             pass
         assert drust.spawn(pid, server=0).join() > 0
+
+
+def test_a_server_that_is_lost_as_soon_as_it_has_the_task_is_what_the_join_names(monkeypatch):
+    submit = submitting.submit
+
+    def submit_and_lose(here, target, *args, **kwargs):
+        before = here.endpoint(target)
+        count = submit(here, target, *args, **kwargs)
+        os.kill(session.pids[target], signal.SIGKILL)
+        pause = faults.Pause()
+        while here.endpoint(target)[0] == before[0]:
+            pause.wait()
+        return count
+
+    with drust.init(servers=2, workers=1, heap_bytes="256MiB") as session:
+        drust.spawn(pid, server=1).join()
+        monkeypatch.setattr(submitting, "submit", submit_and_lose)
+        sleeper = drust.spawn(signal.pause, server=1)
+        with pytest.raises(ServerLostError, match="server 1"):
+            sleeper.join(timeout=20)
 
 
 def test_a_stopped_server_is_noticed():

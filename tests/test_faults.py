@@ -259,3 +259,39 @@ def test_a_task_that_had_not_begun_runs_on_another_worker(armed):
     while board.fired(row) is None:
         assert drust.spawn(total, Box(np.ones(3)).borrow(), server=1).join(timeout=20) == 3
     board.disarm(row)
+
+
+@pytest.mark.parametrize("point", ["call.request.before", "call.request.sent", "deliver.completion.sent"])
+def test_completions_that_were_to_travel_together_arrive_when_their_worker_dies(armed, point):
+    session, board = armed
+    chaos.wait_attached(session)
+    row = board.arm(victims(session, 1)[0], point, 2)
+    while board.fired(row) is None:
+        jobs = drust.spawn_many(total, [np.full(3, number) for number in range(200)], server=1)
+        results = [(job.exception(timeout=20), number) for number, job in enumerate(jobs)]
+        assert {type(error) for error, _ in results} <= {type(None), drust.WorkerLostError}
+        done = [(jobs[number].join(), number) for error, number in results if error is None]
+        assert all(found == 3 * number for found, number in done)
+        assert len(done) >= 198, "only what a worker was running is lost with it"
+    board.disarm(row)
+    account.rest(session)
+
+
+def test_a_message_whose_receiver_dies_before_it_has_opened_it_goes_with_what_is_in_it(armed):
+    session, _ = armed
+    sender, receiver = drust.channel()
+    chaos.wait_attached(session)
+    for warm in (0, 1):  # functions and handles travel, the channel's cells are made
+        before = account.take_at_rest(session)
+        sender.send({"number": warm, "box": Box(np.ones(1000))})
+        with pytest.raises(WorkerLostError, match="receive_and_die"):
+            drust.spawn(receive_and_die, receiver, server=1).join(timeout=20)
+        chaos.wait_attached(session)
+    account.check_settled(session, before)
+    sender.send("next")
+    assert receiver.recv(timeout=WAIT_S) == "next"
+
+
+def receive_and_die(receiver: Any) -> None:
+    faults.arm_here("call.reply.read", nth=1, action="kill")
+    receiver.recv(timeout=WAIT_S)

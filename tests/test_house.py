@@ -266,7 +266,7 @@ RULES: tuple[tuple[Callable[[Path], list[str]], str, str, str], ...] = (
     (unfinished, "native/heap/x.cpp", "// FIXME", "x.cpp:1"),
     (unfinished, "src/drust/tasks.py", "raise NotImplementedError", "tasks.py:1"),
     (private_paths, "tests/test_x.py", 'open("/home/ada/data")', "test_x.py:1"),
-    (private_paths, "README.md", "see `/work/notes`", "README.md:1"),
+    (private_paths, "README.md", "see `/root/notes`", "README.md:1"),
     (sleeps, "tests/test_x.py", "from time import sleep\nsleep(1)", "test_x.py:2: sleep(1)"),
     (sleeps, "tests/test_x.py", "await asyncio.sleep(1)", "test_x.py:1"),
     (sleeps, "native/test/test_x.cpp", "std::this_thread::sleep_for(1ms);", "test_x.cpp:1"),

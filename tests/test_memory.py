@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,3 +213,13 @@ def test_memory_says_which_server_does_not_answer(small_heaps):
     command = importlib.import_module("drust.cli.memory")
     assert command._ask(Endpoint(server=1, host="127.0.0.1", port=0), 3).error == ""
     assert "server 9" in command._ask(Endpoint(server=9, host="127.0.0.1", port=0), 3).error
+
+
+def test_a_machine_without_room_is_not_called_a_full_heap():
+    machine = "the machine or the container has no room for "
+    assert machine in (Path(__file__).parents[1] / "native/heap/segments.cpp").read_text()
+    error = runtime._native_error(1, f"no room for 208 bytes on server 0: {machine}65536 more bytes")
+    assert "no room for 208 B: the memory limit of the machine or its container is reached" in str(error)
+    assert "quota is reached" not in str(error)
+    full = runtime._native_error(1, "no room for 208 bytes on server 0: the quota is used up")
+    assert "the heap's quota is reached" in str(full)

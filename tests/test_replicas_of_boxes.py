@@ -364,7 +364,10 @@ def test_a_box_that_did_not_ask_costs_no_message_and_no_byte_beside_one_that_did
         kept = drust.spawn(make, 1000, 1, 1, server=1).join()
         assert replica_bytes(session, 2) == kept._pin.pointer[2]  # to the byte
         # Who owns `kept` is told to its backup some milliseconds later: that may fall into one of two.
-        assert alone in [what_ten_hand_overs_send(counting, session, plain) for _ in range(2)]
+        beside = [what_ten_hand_overs_send(counting, session, plain) for _ in range(2)]
+        # The first and the last old version may be freed within what is counted, or just outside it.
+        assert any(abs(each.pop("frees_sent") - alone["frees_sent"]) <= 1 for each in beside)
+        assert {name: alone[name] for name in beside[0]} in beside
         assert alone["replica_messages"] == alone["bytes_replicated"] == 0
         asked = what_ten_hand_overs_send(counting, session, kept)
         assert asked["replica_messages"] == 10

@@ -7,7 +7,6 @@ import pytest
 
 import drust
 from drust import Arc
-from drust.testing import account
 
 WITHIN_S = 30.0
 
@@ -22,14 +21,6 @@ def write(arc: Arc) -> None:
 
 def keep_a_view(value) -> list:
     return [Arc(value).get()[1:]]
-
-
-@pytest.fixture
-def settled(two_servers):
-    before = account.take_at_rest(two_servers)
-    yield two_servers
-    gc.collect()
-    account.check_settled(two_servers, before)
 
 
 @pytest.mark.parametrize("home", [0, 1])

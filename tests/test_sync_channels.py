@@ -1,6 +1,5 @@
 """channel(): order, bounds, closing, and messages of senders and receivers that die."""
 
-import gc
 import os
 import signal
 import threading
@@ -12,7 +11,6 @@ import pytest
 import drust
 from drust import AtomicBool, AtomicInt, BorrowTimeoutError, Box, ChannelClosedError, WorkerLostError, channel
 from drust.errors import ConfigError, MovedError, QueueFullError, UnpicklableError
-from drust.testing import account
 
 WITHIN_S = 30.0
 
@@ -54,14 +52,6 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         pause.wait(0.002)
-
-
-@pytest.fixture
-def settled(two_servers):
-    before = account.take_at_rest(two_servers)
-    yield two_servers
-    gc.collect()
-    account.check_settled(two_servers, before)
 
 
 @pytest.mark.parametrize("home", [0, 1])

@@ -8,16 +8,8 @@ import pytest
 import drust
 from drust import AtomicInt, Barrier, BorrowTimeoutError, Condvar, Mutex, Once, PoisonedError, Semaphore
 from drust.errors import BarrierBrokenError, ConfigError
-from drust.testing import account
 
 WITHIN_S = 30.0
-
-
-@pytest.fixture
-def settled(two_servers):
-    before = account.take_at_rest(two_servers)
-    yield two_servers
-    account.check_settled(two_servers, before)
 
 
 def wait_for_change(atomic: AtomicInt, waits: AtomicInt, expected: int) -> int:

@@ -17,6 +17,14 @@ namespace {
 
 constexpr int kExitStatus = 86;  // tells a death by `exit` from every other
 
+// Threads that take no signals would wait for it for ever.
+void unblock(int number) noexcept {
+  sigset_t only;
+  ::sigemptyset(&only);
+  ::sigaddset(&only, number);
+  ::pthread_sigmask(SIG_UNBLOCK, &only, nullptr);
+}
+
 void act(KillAction action) noexcept {
   switch (action) {
     case KillAction::none: return;
@@ -24,6 +32,7 @@ void act(KillAction action) noexcept {
     case KillAction::stop: ::kill(::getpid(), SIGSTOP); return;  // goes on when somebody continues it
     case KillAction::exit: ::_exit(kExitStatus);
     case KillAction::segfault:
+      unblock(SIGSEGV);
       std::signal(SIGSEGV, SIG_DFL);  // whoever handles it (a sanitizer, a fault handler) would end it its own way
       std::raise(SIGSEGV);
       break;

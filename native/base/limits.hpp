@@ -30,6 +30,8 @@ inline constexpr std::uint64_t kMemoryCheckBytes = 64ULL << 20;  // memory of th
 inline constexpr std::uint32_t kMemoryCheckMs = 100;             // many bytes were backed, or this long
 inline constexpr std::uint64_t kMemoryReserveBytesMax = 512ULL << 20;  // left to everybody else: this, or a 32nd
 inline constexpr std::uint32_t kWaitSliceMs = 100;  // how often a wait looks whether whom it waits for still lives
+inline constexpr std::uint32_t kPatienceUs = 100;     // how long a wait looks again before it sleeps, while that pays,
+inline constexpr std::uint32_t kPatienceUsMax = 200;  // and when it tries again whether it does
 
 // The copy table.
 inline constexpr std::uint32_t kCopiesMax = 1U << 15;
@@ -40,15 +42,20 @@ inline constexpr std::uint64_t kPreImageBytesMax = 1ULL << 20;  // larger values
 inline constexpr std::uint32_t kQueueEntries = 1U << 14;
 inline constexpr std::uint32_t kRetriesMax = 1000;  // of one task
 inline constexpr std::uint32_t kSubmitsPerBatchMax = 256;  // sent in one call: three pieces each, IOV_MAX is 1024
+inline constexpr std::uint32_t kCompletionsPerBatchMax = 64;  // sent in one call: three pieces each, as above
+inline constexpr std::uint64_t kCompletionBatchBytes = 256 * 1024;  // a batch ends with the one that passes this
+inline constexpr std::uint32_t kCompletionsWaitingMax = 1024;  // of one process, for one server
 inline constexpr std::uint32_t kArrivalsKept = 1024;  // completions a process may not have looked at, before it looks at all
 inline constexpr std::uint64_t kInlineCompletionBytesMax = 64 * 1024;
 
 // Shared objects.
 inline constexpr std::uint32_t kWaitersMax = 32;         // in the line of one lock; more wait for a place in it
+inline constexpr std::uint32_t kReadersMax = 64;         // at once of one RwLock; more wait until one leaves
 inline constexpr std::uint64_t kChannelMessagesMax = 1ULL << 20;  // of an unbounded channel, and the largest bound
 inline constexpr std::uint32_t kSharedReplyMs = 1000;    // a request that has to wait is answered by then: not yet
 inline constexpr std::uint32_t kSharedLapseMs = 3000;    // a remote waiter that does not ask again loses its place
 inline constexpr std::uint32_t kSharedBatchMs = 2;       // looks for what nobody holds any more are this far apart
+inline constexpr std::uint32_t kBuriedKept = 1024;  // processes of other servers of which a server knows that they died
 
 // Reaping.
 inline constexpr std::uint32_t kOutboxRows = 2048;  // frees of one process that may not have arrived yet

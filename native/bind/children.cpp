@@ -132,7 +132,8 @@ bool clear_entry(const BoxObject* parent, Address child) noexcept {
   if (parent == nullptr || parent->pin == nullptr) return false;
   const PinObject* around = pin_of(parent);
   if (!is_mapped(around) || around->writable_bytes == nullptr) return false;
-  for (heap::ChildPointer& entry : heap::Block(around->writable_bytes).children()) {
+  const heap::Block block(around->writable_bytes);
+  for (heap::ChildPointer& entry : block.children()) {
     if (entry.address != child.raw() || (entry.flags & heap::ChildPointer::kBorrowed) != 0) continue;
     entry.flags |= heap::ChildPointer::kShared;
     return true;

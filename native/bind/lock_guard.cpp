@@ -1,4 +1,4 @@
-// One `with mutex.lock()` block: entering and leaving, the hot path of every lock.
+// One `with mutex.lock()` block, or one that reads or writes a RwLock: entering and leaving, the hot path of every lock.
 #include <array>
 
 #include "bind/hooks.hpp"
@@ -24,16 +24,69 @@ bool call(LockObject* lock, const char* name, PyObject* first = nullptr, PyObjec
   return static_cast<bool>(result);
 }
 
+bool reads_already(const LockObject* lock, unsigned long thread) noexcept {
+  for (const LockGuardObject* each = lock->readers; each != nullptr; each = each->next) {
+    if (each->thread == thread) return true;
+  }
+  return false;
+}
+
+// A wait, in Python: the slot, of who reads. False with an error set.
+bool acquire_slowly(LockGuardObject* guard) {
+  const Owned timeout(guard->timeout_s < 0 ? new_none() : PyFloat_FromDouble(guard->timeout_s));
+  const Owned slot(timeout ? PyObject_CallMethod(as_object(guard->lock), "_acquire", "OOO", timeout.get(),
+                                                 guard->recovers ? Py_True : Py_False,
+                                                 guard->reads ? Py_True : Py_False)
+                           : nullptr);
+  if (!slot) return false;
+  guard->slot = static_cast<std::uint32_t>(PyLong_AsUnsignedLong(slot.get()));
+  return PyErr_Occurred() == nullptr;
+}
+
+void link_reader(LockGuardObject* guard, unsigned long thread) noexcept {
+  guard->thread = thread;
+  guard->next = guard->lock->readers;
+  guard->lock->readers = guard;
+}
+
+void unlink_reader(LockGuardObject* guard) noexcept {
+  LockGuardObject** at = &guard->lock->readers;
+  while (*at != guard) at = &(*at)->next;
+  *at = guard->next;
+}
+
+// Gets inside to read. False with an error set.
+bool acquire_to_read(LockGuardObject* guard, unsigned long me) {
+  LockObject* lock = guard->lock;
+  sync::RwLockWords* words = readable(lock);
+  std::optional<std::uint32_t> slot;
+  if (words != nullptr) slot = sync::try_read(*lock->base.runtime->partition, *words, self_of(&lock->base), me);
+  if (slot) {
+    guard->slot = *slot;
+  } else if (!acquire_slowly(guard)) {
+    return false;
+  }
+  if (words != nullptr && sync::look(*words).is_poisoned()) [[unlikely]] {
+    sync::end_read(*lock->base.runtime->partition, *words, guard->slot);
+    return call(lock, "_refuse_poisoned");
+  }
+  link_reader(guard, me);
+  return true;
+}
+
 // Takes the lock; the value may be an old one. False with an error set.
 bool acquire(LockGuardObject* guard) {
   LockObject* lock = guard->lock;
   const unsigned long me = PyThread_get_thread_ident();
-  if (lock->holder == me) return call(lock, "_refuse_again");
-  sync::MutexWords* words = words_of(lock);
-  if (words == nullptr || !sync::try_lock(*words, self_of(&lock->base))) {
-    const Owned timeout(guard->timeout_s < 0 ? new_none() : PyFloat_FromDouble(guard->timeout_s));
-    if (!timeout || !call(lock, "_acquire", timeout.get(), guard->recovers ? Py_True : Py_False)) return false;
-  }
+  if (lock->holder == me || (lock->readers != nullptr && reads_already(lock, me)))
+    return call(lock, "_refuse_again", lock->holder == me ? Py_False : Py_True, guard->reads ? Py_True : Py_False);
+  if (guard->reads) return acquire_to_read(guard, me);
+  sync::LockWords* words = words_of(lock);
+  sync::RwLockWords* both = readable(lock);
+  const bool is_taken =
+      words != nullptr && (both == nullptr ? sync::try_lock(*words, self_of(&lock->base))
+                                           : sync::try_write(*lock->base.runtime->partition, *both, self_of(&lock->base)));
+  if (!is_taken && !acquire_slowly(guard)) return false;
   lock->holder = me;
   if (words == nullptr) return true;
   words->token.store(me, std::memory_order_relaxed);
@@ -44,25 +97,26 @@ bool acquire(LockGuardObject* guard) {
     return true;
   }
   lock->holder = 0;
+  words->token.store(0, std::memory_order_relaxed);
   sync::unlock(*lock->base.runtime->partition, *words, false);
   return call(lock, "_refuse_poisoned");
 }
 
 bool has_value(const LockObject* lock) noexcept {
   if (lock->value == nullptr && !lock->is_array) return false;
-  const sync::MutexWords* words = words_of(lock);
+  const sync::LockWords* words = words_of(lock);
   return words == nullptr || lock->version == words->value.version.load();
 }
 
 // Gives the lock back, poisoned or not, whatever becomes of the value.
 bool release(LockObject* lock, bool poisons, bool writes_back) {
-  sync::MutexWords* words = words_of(lock);
+  sync::LockWords* words = words_of(lock);
   bool fine = true;
   if (words == nullptr) {
     lock->holder = 0;
     return call(lock, "_release_remote", poisons ? Py_True : Py_False, writes_back ? Py_True : Py_False);
   }
-  if (is_alone(lock)) {
+  if (is_alone(lock) && lock->base.kind == sync::Kind::mutex) {
     if (!lock->is_array) lock->is_behind = true;
   } else if (lock->is_array) {
     if (writes_back) lock->version = words->value.version.fetch_add(1) + 1;
@@ -76,11 +130,58 @@ bool release(LockObject* lock, bool poisons, bool writes_back) {
   return fine;
 }
 
+// After a block that read. `pin`: of the block that views are left of, or null.
+bool end_reading(LockGuardObject* guard, PinObject* pin) {
+  LockObject* lock = guard->lock;
+  unlink_reader(guard);
+  const ErrorKept kept;
+  if (readable(lock) == nullptr) {
+    if (pin != nullptr) forget_value(lock);  // the next block gets another copy
+    return call(lock, "_unread_remote");
+  }
+  if (pin != nullptr) return leave_to_views(lock, pin, guard->slot);
+  sync::end_read(*lock->base.runtime->partition, *readable(lock), guard->slot);
+  return true;
+}
+
+// Ends a block that has handed out nothing.
+void end_empty(LockGuardObject* guard) {
+  const ErrorKept kept;
+  guard->is_active = false;
+  if (!(guard->reads ? end_reading(guard, nullptr) : release(guard->lock, false, false))) PyErr_Clear();
+}
+
+// The hidden parent of the array for this block: the handle's, unless another thread reads it just now.
+bool choose_parent(LockGuardObject* guard) {
+  LockObject* lock = guard->lock;
+  guard->views = guard->reads ? &lock->read_views : &lock->views;
+  if (guard->reads && lock->read_views.parent == nullptr) {
+    lock->read_views.parent = make_parent(lock->views.parent, as_pin(lock->pin));
+    if (lock->read_views.parent == nullptr) return false;
+  }
+  if (guard->views->is_busy) {
+    guard->views = nullptr;
+    guard->parent = make_parent(lock->views.parent, as_pin(lock->pin));
+    return guard->parent != nullptr;
+  }
+  guard->views->is_busy = true;
+  guard->parent = Py_NewRef(guard->views->parent);
+  return true;
+}
+
+// Whether views may be left of so many blocks that this block reads a copy: the slots that they take are readers'.
+bool has_too_many_views(const LockObject* lock) noexcept {
+  const sync::RwLockWords* words = readable(lock);
+  const PinObject* pin = as_pin(lock->pin);
+  return words != nullptr && lock->is_array && pin->on_release == OnRelease::nothing &&
+         words->readers.viewing() >= kReadersMax / 2;
+}
+
 PyObject* enter(PyObject* self, PyObject*) {
   LockGuardObject* guard = as_guard(self);
   LockObject* lock = guard->lock;
   if (guard->is_used) {
-    PyErr_SetString(PyExc_RuntimeError, "this lock guard was entered before: call lock() again");
+    PyErr_SetString(PyExc_RuntimeError, "this lock guard was entered before: call lock(), read() or write() again");
     return nullptr;
   }
   if (!is_usable(&lock->base)) [[unlikely]]
@@ -88,40 +189,46 @@ PyObject* enter(PyObject* self, PyObject*) {
   if (!acquire(guard)) return nullptr;
   guard->is_used = true;
   guard->is_active = true;
-  if (!has_value(lock) && !call(lock, "_load")) {
-    const ErrorKept kept;
-    guard->is_active = false;
-    if (!release(lock, false, false)) PyErr_Clear();
+  if ((!has_value(lock) && !call(lock, "_load")) ||
+      (guard->reads && has_too_many_views(lock) && !call(lock, "_load_copy")) ||
+      (!guard->reads && !may_write_block(lock) && !call(lock, "_leave_block"))) {
+    end_empty(guard);
     return nullptr;
   }
   if (!lock->is_array) return Py_NewRef(lock->value);
-  guard->parent = Py_NewRef(lock->views.parent);
-  guard->handed = hand_out(&lock->views, guard->parent);
+  if (choose_parent(guard)) guard->handed = hand_out(guard->views, guard->parent);
   if (guard->handed != nullptr) return Py_NewRef(guard->handed);
-  const ErrorKept kept;
+  if (guard->views != nullptr && guard->parent != nullptr) guard->views->is_busy = false;
   Py_CLEAR(guard->parent);
-  guard->is_active = false;
-  if (!release(lock, false, false)) PyErr_Clear();
+  end_empty(guard);
   return nullptr;
 }
 
-// Takes the array back. True if views of it are left: then the value has to move away from them.
-bool take_back(LockGuardObject* guard, PyObject* error) {
-  LockObject* lock = guard->lock;
+// Takes the array back. True if views of it are left: then the value has to move away from them. `pin`, if not null:
+// of the block that they are of.
+bool take_back(LockGuardObject* guard, PyObject* error, Owned* pin) {
   PyObject* handed = std::exchange(guard->handed, nullptr);
-  PyObject* parent = std::exchange(guard->parent, nullptr);
-  if (lock->views.parent != parent) {  // replaced in the block: what was handed out is its holders'
-    Py_DECREF(handed);
-    Py_DECREF(parent);
-    return false;
+  const Owned parent(std::exchange(guard->parent, nullptr));
+  ViewSet* views = guard->views;
+  if (views != nullptr && views->parent != parent.get()) {  // replaced, or left to views
+    if (!guard->reads) {  // what was handed out is its holders'
+      Py_DECREF(handed);
+      return false;
+    }
+    views = nullptr;
   }
   Site ended;
   record_site(ended);
-  const Remains remains = examine(handed, parent, 1 + own_references(lock->views), error, ended, true);
+  const Py_ssize_t own = 1 + (views == nullptr ? 0 : own_references(*views));
+  const Remains remains = examine(handed, parent.get(), own, error, ended, !guard->reads);
   ended.clear();
-  if (!remains.has_survivors) keep_spare(lock->views, handed);
-  if (remains.has_survivors) Py_DECREF(handed);
-  Py_DECREF(parent);
+  if (views != nullptr) views->is_busy = false;
+  if (pin != nullptr && remains.has_survivors) *pin = Owned::share(find_exporter(parent.get())->keep);
+  if (views != nullptr && !remains.has_survivors) {
+    keep_spare(*views, handed);
+  } else {
+    Py_DECREF(handed);
+  }
   return remains.has_survivors;
 }
 
@@ -130,11 +237,20 @@ bool leave(LockGuardObject* guard, PyObject* error) {
   guard->is_active = false;
   if (!is_usable(&lock->base)) [[unlikely]] {
     guard->handed = nullptr;  // its memory may be anybody's: it is not looked at again
-    lock->holder = 0;
+    if (guard->reads) {
+      unlink_reader(guard);
+    } else {
+      lock->holder = 0;
+    }
     return refuse_unusable(&lock->base) != nullptr;
   }
+  if (guard->reads) {
+    Owned pin;
+    if (guard->handed != nullptr) take_back(guard, error, &pin);
+    return end_reading(guard, pin ? as_pin(pin.get()) : nullptr);
+  }
   bool fine = true;
-  if (guard->handed != nullptr && take_back(guard, error)) fine = call(lock, "_move_away");
+  if (guard->handed != nullptr && take_back(guard, error, nullptr)) fine = call(lock, "_move_away");
   const ErrorKept kept;
   return release(lock, error != nullptr || !fine, true) && fine;
 }
@@ -162,6 +278,10 @@ int set_value(PyObject* self, PyObject* value, void*) {
   LockGuardObject* guard = as_guard(self);
   if (!guard->is_active || value == nullptr) {
     PyErr_SetString(PyExc_RuntimeError, "this lock is not held: assign to its value inside the `with` block");
+    return -1;
+  }
+  if (guard->reads) {
+    PyErr_SetString(PyExc_RuntimeError, "this block only reads the value: assign to it in one of write()");
     return -1;
   }
   return call(guard->lock, "_replace", value) ? 0 : -1;
@@ -202,7 +322,7 @@ PyGetSetDef getters[] = {
 
 }  // namespace
 
-PyObject* make_lock_guard(LockObject* lock, double timeout_s, bool recovers) noexcept {
+PyObject* make_lock_guard(LockObject* lock, double timeout_s, Wish wish) noexcept {
   LockGuardObject* guard = nullptr;
   if (free_guard_count != 0) {
     guard = free_guards[--free_guard_count];
@@ -215,7 +335,12 @@ PyObject* make_lock_guard(LockObject* lock, double timeout_s, bool recovers) noe
   guard->timeout_s = timeout_s;
   guard->handed = nullptr;
   guard->parent = nullptr;
-  guard->recovers = recovers;
+  guard->views = nullptr;
+  guard->next = nullptr;
+  guard->thread = 0;
+  guard->slot = 0;
+  guard->reads = wish == Wish::read;
+  guard->recovers = wish == Wish::recover;
   guard->is_active = false;
   guard->is_used = false;
   PyObject_GC_Track(as_object(guard));
@@ -224,7 +349,7 @@ PyObject* make_lock_guard(LockObject* lock, double timeout_s, bool recovers) noe
 
 bool register_lock_guard(PyObject* module) {
   lock_guard_type.tp_name = "drust._core.LockGuard";
-  lock_guard_type.tp_doc = "One `with mutex.lock()` block.";
+  lock_guard_type.tp_doc = "One `with mutex.lock()` block, or one of a RwLock's read() or write().";
   lock_guard_type.tp_basicsize = sizeof(LockGuardObject);
   lock_guard_type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC;
   lock_guard_type.tp_dealloc = dealloc;

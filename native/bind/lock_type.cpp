@@ -1,4 +1,5 @@
-// The Python type Lock, which Mutex of drust.sync derives from: everything but entering and leaving (lock_guard.cpp).
+// The Python type Lock, which Mutex and RwLock of drust.sync derive from by way of the types below it: everything but
+// entering and leaving (lock_guard.cpp).
 #include <cstring>
 
 #include "bind/hooks.hpp"
@@ -9,9 +10,12 @@
 namespace drust::bind {
 
 PyTypeObject lock_type;
+PyTypeObject mutex_type;
+PyTypeObject rwlock_type;
 
 void forget_value(LockObject* lock) noexcept {
   lock->views.clear();
+  lock->read_views.clear();
   Py_CLEAR(lock->value);
   Py_CLEAR(lock->pin);
   lock->is_array = false;
@@ -39,18 +43,13 @@ bool parse(PyObject* const* arguments, Py_ssize_t count, PyObject* names, double
   return false;
 }
 
-PyObject* lock_with(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
+template <Wish wish>
+PyObject* guard_for(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
   double timeout_s = -1;
   if (count != 0 || names != nullptr) {
     if (!parse(arguments, count, names, timeout_s)) return nullptr;
   }
-  return make_lock_guard(as_lock(self), timeout_s, false);
-}
-
-PyObject* recover(PyObject* self, PyObject* const* arguments, Py_ssize_t count, PyObject* names) {
-  double timeout_s = -1;
-  if (!parse(arguments, count, names, timeout_s)) return nullptr;
-  return make_lock_guard(as_lock(self), timeout_s, true);
+  return make_lock_guard(as_lock(self), timeout_s, wish);
 }
 
 // _make(kind, value) -> handle of a new object of this server; the value is decoded here, and in no block.
@@ -64,14 +63,15 @@ PyObject* make(PyObject* cls, PyObject* arguments) {
     return nullptr;
   }
   GlobalPointer object;
-  const auto hold =
-      sync::make<sync::MutexWords>(*runtime->heap, static_cast<sync::Kind>(kind), object, sync::MutexWords::kChildren);
+  const auto number = static_cast<sync::Kind>(kind);
+  const auto hold = number == sync::Kind::rwlock
+                        ? sync::make<sync::RwLockWords>(*runtime->heap, number, object, sync::LockWords::kChildren)
+                        : sync::make<sync::LockWords>(*runtime->heap, number, object, sync::LockWords::kChildren);
   if (!hold.ok()) {
     set_error(hold.status());
     return nullptr;
   }
-  PyObject* self =
-      make_handle(reinterpret_cast<PyTypeObject*>(cls), static_cast<sync::Kind>(kind), object, hold.value(), 0);
+  PyObject* self = make_handle(reinterpret_cast<PyTypeObject*>(cls), number, object, hold.value(), 0);
   if (self == nullptr) return nullptr;
   as_lock(self)->value = Py_NewRef(value);
   as_lock(self)->is_behind = true;
@@ -113,43 +113,90 @@ PyObject* install(PyObject* self, PyObject* arguments) {
 
 // -- waiting here: the steps of drust.sync's loop
 
-// _queue_up() -> the place in the line; -1: it is locked now, -2: the line is full
-PyObject* queue_up(PyObject* self, PyObject*) {
-  LockObject* lock = as_lock(self);
-  if (!is_known_here(lock)) return nullptr;
-  const sync::Queued queued = sync::queue_up(*words_of(lock), self_of(&lock->base), PyThread_get_thread_ident());
-  if (queued.met == sync::Met::waiting) return PyLong_FromUnsignedLong(queued.place);
-  return PyLong_FromLong(queued.met == sync::Met::locked ? -1 : -2);
+// What the steps say: a place to wait in; or
+constexpr long kCrowded = -2;  // the line is full
+constexpr long kInside = -3;   // it is held; or less by as much as the number of the slot that it is read in
+
+PyObject* inside(std::uint32_t slot) { return PyLong_FromLong(kInside - static_cast<long>(slot)); }
+
+bool is_inside(LockObject* lock, std::uint32_t place, bool reads, std::uint32_t& slot) noexcept {
+  const sync::Who who = self_of(&lock->base);
+  slot = 0;
+  if (!reads) return sync::has_entered(*words_of(lock), who, place);
+  const auto found = sync::has_entered_to_read(*lock->base.runtime->partition, *readable(lock), who, place,
+                                               PyThread_get_thread_ident());
+  slot = found.value_or(0);
+  return found.has_value();
 }
 
-// _wait(place, wait_ms) -> whether the lock is held now; place -2: until there is one
+bool may_read(LockObject* lock, bool reads) {
+  if (!is_known_here(lock)) return false;
+  if (!reads || readable(lock) != nullptr) return true;
+  PyErr_SetString(PyExc_TypeError, "a Mutex is not read: it is locked");
+  return false;
+}
+
+// _queue_up(reads) -> where it waits
+PyObject* queue_up(PyObject* self, PyObject* argument) {
+  const bool reads = PyObject_IsTrue(argument) == 1;
+  LockObject* lock = as_lock(self);
+  if (!may_read(lock, reads)) return nullptr;
+  const sync::Who who = self_of(&lock->base);
+  const unsigned long me = PyThread_get_thread_ident();
+  sync::QueuedToRead queued;
+  if (reads) {
+    queued = sync::queue_to_read(*lock->base.runtime->partition, *readable(lock), who, me);
+  } else {
+    const sync::Queued waiting = sync::queue_up(*words_of(lock), who, me);
+    queued = {waiting.met, waiting.place, 0};
+  }
+  if (queued.met == sync::Met::locked) return inside(queued.slot);
+  return PyLong_FromLong(queued.met == sync::Met::waiting ? static_cast<long>(queued.place) : kCrowded);
+}
+
+// _wait(place, wait_ms, reads) -> where it waits still, or that it is inside; with kCrowded: until there may be a place
 PyObject* wait(PyObject* self, PyObject* arguments) {
   int place = 0;
   unsigned int wait_ms = 0;
-  if (PyArg_ParseTuple(arguments, "iI:_wait", &place, &wait_ms) == 0) return nullptr;
+  int reads = 0;
+  if (PyArg_ParseTuple(arguments, "iIp:_wait", &place, &wait_ms, &reads) == 0) return nullptr;
   LockObject* lock = as_lock(self);
-  if (!is_known_here(lock)) return nullptr;
-  sync::MutexWords& words = *words_of(lock);
-  const sync::Who who = self_of(&lock->base);
+  if (!may_read(lock, reads != 0)) return nullptr;
+  sync::Line& line = words_of(lock)->line;
   const auto index = static_cast<std::uint32_t>(place);
-  if (place >= 0 && sync::has_entered(words, who, index)) return Py_NewRef(Py_True);
+  std::uint32_t slot = 0;
+  if (place >= 0 && is_inside(lock, index, reads != 0, slot)) return inside(slot);
   Wake wake{};
   {
     const Unlocked unlocked;
-    wake = place < 0 ? words.line.wait_for_place(deadline_in(wait_ms)) : words.line.wait(index, deadline_in(wait_ms));
+    wake = place < 0 ? line.wait_for_place(deadline_in(wait_ms)) : line.wait(index, deadline_in(wait_ms));
   }
   if (wake == Wake::interrupted && PyErr_CheckSignals() != 0) return nullptr;
-  return PyBool_FromLong(place >= 0 && sync::has_entered(words, who, index) ? 1 : 0);
+  if (place >= 0 && is_inside(lock, index, reads != 0, slot)) return inside(slot);
+  return PyLong_FromLong(place);
 }
 
-// _give_up(place) -> whether the lock came first, and is held
-PyObject* give_up(PyObject* self, PyObject* argument) {
-  const long place = PyLong_AsLong(argument);
-  if (place == -1 && PyErr_Occurred() != nullptr) return nullptr;
+// _give_up(place, reads) -> whether the lock came first, and is held
+PyObject* give_up(PyObject* self, PyObject* arguments) {
+  unsigned int place = 0;
+  int reads = 0;
+  if (PyArg_ParseTuple(arguments, "Ip:_give_up", &place, &reads) == 0) return nullptr;
   LockObject* lock = as_lock(self);
-  if (!is_known_here(lock)) return nullptr;
-  return PyBool_FromLong(
-      sync::give_up(*words_of(lock), self_of(&lock->base), static_cast<std::uint32_t>(place)) ? 1 : 0);
+  if (!may_read(lock, reads != 0)) return nullptr;
+  heap::Partition& partition = *lock->base.runtime->partition;
+  if (reads == 0) return PyBool_FromLong(sync::give_up(partition, *words_of(lock), self_of(&lock->base), place) ? 1 : 0);
+  sync::give_up_reading(partition, *readable(lock), self_of(&lock->base), place);
+  return Py_NewRef(Py_False);
+}
+
+// _end_read(slot)
+PyObject* end_read(PyObject* self, PyObject* argument) {
+  const unsigned long slot = PyLong_AsUnsignedLong(argument);
+  if (slot == static_cast<unsigned long>(-1) && PyErr_Occurred() != nullptr) return nullptr;
+  LockObject* lock = as_lock(self);
+  if (!may_read(lock, true)) return nullptr;
+  sync::end_read(*lock->base.runtime->partition, *readable(lock), static_cast<std::uint32_t>(slot));
+  return new_none();
 }
 
 // _note(place, text) -> Pin: tells others where this thread waits, until the Pin dies
@@ -216,7 +263,8 @@ PyObject* unlock(PyObject* self, PyObject* arguments) {
 PyObject* try_lock(PyObject* self, PyObject*) {
   LockObject* lock = as_lock(self);
   if (!is_known_here(lock)) return nullptr;
-  return PyBool_FromLong(sync::try_lock(*words_of(lock), self_of(&lock->base)) ? 1 : 0);
+  return PyBool_FromLong(
+      sync::try_enter(*lock->base.runtime->partition, *words_of(lock), self_of(&lock->base)) ? 1 : 0);
 }
 
 // -- the value, at home
@@ -225,12 +273,12 @@ PyObject* try_lock(PyObject* self, PyObject*) {
 PyObject* current(PyObject* self, PyObject*) {
   LockObject* lock = as_lock(self);
   if (!is_known_here(lock)) return nullptr;
-  const sync::ValueWords& words = words_of(lock)->value;
+  const sync::LockWords& words = *words_of(lock);
   const GlobalPointer value = sync::current_value(*lock->base.runtime->partition, lock->base.object, words);
   return Py_BuildValue("(KKK)K", static_cast<unsigned long long>(value.address.raw()),
                        static_cast<unsigned long long>(value.colour),
                        static_cast<unsigned long long>(value.extent_bytes),
-                       static_cast<unsigned long long>(words.version.load()));
+                       static_cast<unsigned long long>(words.value.version.load()));
 }
 
 // _put(pin, keeps_before) -> version: the block becomes the value; the one before is freed, or its Pin's from now on
@@ -246,8 +294,8 @@ PyObject* put(PyObject* self, PyObject* arguments) {
   }
   Runtime& runtime = *lock->base.runtime;
   std::vector<GlobalPointer> remote;
-  if (keeps != 0) sync::release_value(*runtime.heap, lock->base.object, words_of(lock)->value);
-  lock->version = sync::put_value(*runtime.heap, lock->base.object, words_of(lock)->value, as_pin(pin)->pointer, remote);
+  lock->version = sync::put_value(*runtime.heap, lock->base.object, *words_of(lock), as_pin(pin)->pointer, remote,
+                                  keeps != 0 ? sync::Before::kept : sync::Before::freed);
   as_pin(pin)->on_release = OnRelease::nothing;
   for (const GlobalPointer& pointer : remote) runtime.peers->free_later(pointer, false);
   lock->is_behind = false;
@@ -256,18 +304,19 @@ PyObject* put(PyObject* self, PyObject* arguments) {
 
 // -- from another server
 
-// _lock_remote(wait_ms, recovers) -> (answer, version, bytes of the block or None)
+// _lock_remote(wait_ms, recovers, reads) -> (answer, version, bytes of the block or None)
 PyObject* lock_remote(PyObject* self, PyObject* arguments) {
   unsigned int wait_ms = 0;
   int recovers = 0;
-  if (PyArg_ParseTuple(arguments, "Ip:_lock_remote", &wait_ms, &recovers) == 0) return nullptr;
+  int reads = 0;
+  if (PyArg_ParseTuple(arguments, "Ipp:_lock_remote", &wait_ms, &recovers, &reads) == 0) return nullptr;
   LockObject* lock = as_lock(self);
   if (!is_usable(&lock->base)) return refuse_unusable(&lock->base);
   const std::uint64_t wish = wait_ms | (recovers != 0 ? wire::SharedOperand::kRecover : 0);
   const std::uint64_t known = lock->value != nullptr || lock->is_array ? lock->version : ~0ULL;
   std::array<std::uint64_t, 3> reply{};
   std::vector<std::byte> bytes;
-  if (!call_home(&lock->base, wire::SharedVerb::lock,
+  if (!call_home(&lock->base, reads != 0 ? wire::SharedVerb::read : wire::SharedVerb::lock,
                  {self_of(&lock->base).raw(), PyThread_get_thread_ident(), wish, known}, {}, reply, bytes))
     return nullptr;
   Owned body;
@@ -296,6 +345,18 @@ PyObject* unlock_remote(PyObject* self, PyObject* arguments) {
     return nullptr;
   lock->version = reply[1];
   return PyLong_FromUnsignedLongLong(reply[1]);
+}
+
+// _unread_remote(): 1 round trip
+PyObject* unread_remote(PyObject* self, PyObject*) {
+  LockObject* lock = as_lock(self);
+  if (!is_usable(&lock->base)) return refuse_unusable(&lock->base);
+  std::array<std::uint64_t, 3> reply{};
+  std::vector<std::byte> none;
+  if (!call_home(&lock->base, wire::SharedVerb::unread,
+                 {self_of(&lock->base).raw(), PyThread_get_thread_ident(), 0, 0}, {}, reply, none))
+    return nullptr;
+  return new_none();
 }
 
 // _abandon_remote(): whatever this thread has there, it gives up
@@ -362,6 +423,20 @@ PyObject* get_pin(PyObject* self, void*) {
   return Py_NewRef(pin == nullptr ? Py_None : pin);
 }
 
+// How many blocks of it, in all processes, are kept for views; 0 elsewhere
+PyObject* get_viewing(PyObject* self, void*) {
+  const sync::RwLockWords* words = readable(as_lock(self));
+  return PyLong_FromUnsignedLong(words == nullptr ? 0 : words->readers.viewing());
+}
+PyObject* get_kind(PyObject* self, void*) { return PyLong_FromUnsignedLong(static_cast<unsigned long>(as_lock(self)->base.kind)); }
+// Whether its block, which this process has decoded, is the value's, and no views of it are left
+PyObject* get_is_writable(PyObject* self, void*) { return PyBool_FromLong(may_write_block(as_lock(self)) ? 1 : 0); }
+// The Pin of the value's block, if views of it are left in this process
+PyObject* get_viewed(PyObject* self, void*) {
+  PyObject* pin = as_lock(self)->viewed;
+  return Py_NewRef(pin == nullptr ? Py_None : pin);
+}
+
 int traverse(PyObject* self, visitproc visit, void* arg) {
   Py_VISIT(as_lock(self)->value);
   return 0;
@@ -380,23 +455,21 @@ void dealloc(PyObject* self) {
 }
 
 PyMethodDef methods[] = {
-    {"lock", as_method(lock_with), METH_FASTCALL | METH_KEYWORDS,
-     "lock(timeout=None) -> guard: `with mutex.lock() as value:` has the lock from the start of the block to its end."},
-    {"recover", as_method(recover), METH_FASTCALL | METH_KEYWORDS,
-     "recover(timeout=None) -> guard: as lock(), of a poisoned mutex too, whose value is accepted as it is."},
     {"_make", make, METH_VARARGS | METH_CLASS, "_make(kind, value) -> handle"},
     {"_install", install, METH_VARARGS, "_install(value, version, pin, is_array)"},
-    {"_queue_up", queue_up, METH_NOARGS, "_queue_up() -> place, -1 if it is locked now, -2 if the line is full"},
-    {"_wait", wait, METH_VARARGS, "_wait(place, wait_ms) -> whether it is locked now"},
-    {"_give_up", give_up, METH_O, "_give_up(place) -> whether the lock came first"},
+    {"_queue_up", queue_up, METH_O, "_queue_up(reads) -> place, CROWDED, or INSIDE less the slot"},
+    {"_wait", wait, METH_VARARGS, "_wait(place, wait_ms, reads) -> likewise"},
+    {"_give_up", give_up, METH_VARARGS, "_give_up(place, reads) -> whether the lock came first"},
+    {"_end_read", end_read, METH_O, "_end_read(slot)"},
     {"_note", note, METH_VARARGS, "_note(place, text) -> Pin"},
     {"_find_cycle", find_cycle, METH_NOARGS, "_find_cycle() -> [(server, slot, thread, where it waits)]"},
     {"_try_lock", try_lock, METH_NOARGS, "_try_lock() -> whether it is locked now"},
     {"_unlock", unlock, METH_VARARGS, "_unlock(poisons=False)"},
     {"_current", current, METH_NOARGS, "_current() -> (pointer, version)"},
     {"_put", put, METH_VARARGS, "_put(pin, keeps_before) -> version"},
-    {"_lock_remote", lock_remote, METH_VARARGS, "_lock_remote(wait_ms, recovers) -> (answer, version, bytes or None)"},
+    {"_lock_remote", lock_remote, METH_VARARGS, "_lock_remote(wait_ms, recovers, reads) -> (answer, version, bytes or None)"},
     {"_unlock_remote", unlock_remote, METH_VARARGS, "_unlock_remote(poisons, pin) -> version"},
+    {"_unread_remote", unread_remote, METH_NOARGS, "_unread_remote()"},
     {"_abandon_remote", abandon_remote, METH_NOARGS, "_abandon_remote()"},
     {"_keep_block", keep_block, METH_O | METH_STATIC, "_keep_block(bytes) -> Pin"},
     kNoMoreMethods,
@@ -410,8 +483,45 @@ PyGetSetDef getters[] = {
     {"_value", get_value, nullptr, "The decoded value.", nullptr},
     {"_has_value", get_has_value, nullptr, "Whether there is one, of whatever version.", nullptr},
     {"_pin", get_pin, nullptr, "The Pin that it was decoded from.", nullptr},
+    {"_kind", get_kind, nullptr, "Its number.", nullptr},
+    {"_is_writable", get_is_writable, nullptr, "Whether the block is the value's, and has no views.", nullptr},
+    {"_viewing", get_viewing, nullptr, "How many blocks of it are kept for views.", nullptr},
+    {"_viewed", get_viewed, nullptr, "The Pin of such a block of this process, or None.", nullptr},
     kNoMoreGetSets,
 };
+
+}  // namespace
+
+namespace {
+
+PyMethodDef mutex_methods[] = {
+    {"lock", as_method(guard_for<Wish::lock>), METH_FASTCALL | METH_KEYWORDS,
+     "lock(timeout=None) -> guard: `with mutex.lock() as value:` has the lock from the start of the block to its end."},
+    {"recover", as_method(guard_for<Wish::recover>), METH_FASTCALL | METH_KEYWORDS,
+     "recover(timeout=None) -> guard: as lock(), of a poisoned mutex too, whose value is accepted as it is."},
+    kNoMoreMethods,
+};
+
+PyMethodDef rwlock_methods[] = {
+    {"read", as_method(guard_for<Wish::read>), METH_FASTCALL | METH_KEYWORDS,
+     "read(timeout=None) -> guard: `with lock.read() as value:` reads it, as others may at the same time."},
+    {"write", as_method(guard_for<Wish::lock>), METH_FASTCALL | METH_KEYWORDS,
+     "write(timeout=None) -> guard: `with lock.write() as value:` has it alone."},
+    {"recover", as_method(guard_for<Wish::recover>), METH_FASTCALL | METH_KEYWORDS,
+     "recover(timeout=None) -> guard: as write(), of a poisoned lock too, whose value is accepted as it is."},
+    kNoMoreMethods,
+};
+
+bool add_below(PyObject* module, PyTypeObject& type, const char* name, const char* full, const char* doc,
+               PyMethodDef* its_methods) {
+  type.tp_name = full;
+  type.tp_doc = doc;
+  type.tp_basicsize = sizeof(LockObject);
+  type.tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE;
+  type.tp_base = &lock_type;
+  type.tp_methods = its_methods;
+  return add_type(module, type, name);
+}
 
 }  // namespace
 
@@ -428,8 +538,13 @@ bool register_lock(PyObject* module) {
   lock_type.tp_methods = methods;
   lock_type.tp_getset = getters;
   return add_type(module, lock_type, "Lock") &&
+         add_below(module, mutex_type, "MutexLock", "drust._core.MutexLock", "The lock of a Mutex.", mutex_methods) &&
+         add_below(module, rwlock_type, "ReadWriteLock", "drust._core.ReadWriteLock", "The lock of a RwLock.",
+                   rwlock_methods) &&
          PyModule_AddIntConstant(module, "KIND_MUTEX", static_cast<long>(sync::Kind::mutex)) == 0 &&
-         PyModule_AddIntConstant(module, "LOCKED", -1) == 0 && PyModule_AddIntConstant(module, "CROWDED", -2) == 0;
+         PyModule_AddIntConstant(module, "KIND_RWLOCK", static_cast<long>(sync::Kind::rwlock)) == 0 &&
+         PyModule_AddIntConstant(module, "VIEWS_MAX", static_cast<long>(kReadersMax / 2)) == 0 &&
+         PyModule_AddIntConstant(module, "INSIDE", kInside) == 0 && PyModule_AddIntConstant(module, "CROWDED", kCrowded) == 0;
 }
 
 }  // namespace drust::bind

@@ -137,17 +137,31 @@ PyObject* get_meta(PyObject* self, void*) {
   });
 }
 
+PyObject* tuple_of(const heap::ChildPointer& child) {
+  return Py_BuildValue("(KKKK)", static_cast<unsigned long long>(child.address),
+                       static_cast<unsigned long long>(child.colour),
+                       static_cast<unsigned long long>(child.extent_bytes),
+                       static_cast<unsigned long long>(child.flags));
+}
+
+// child(index) -> (address, colour, extent_bytes, flags): one of `children`, which makes them all
+PyObject* child_at(PyObject* self, PyObject* argument) {
+  const std::size_t index = PyLong_AsSize_t(argument);
+  if (index == static_cast<std::size_t>(-1) && PyErr_Occurred() != nullptr) return nullptr;
+  return from_block(self, [index](heap::Block block) -> PyObject* {
+    const auto children = block.children();
+    if (index < children.size()) return tuple_of(children[index]);
+    return PyErr_Format(PyExc_IndexError, "child %zu of a block that has %zu", index, children.size());
+  });
+}
+
 PyObject* get_children(PyObject* self, void*) {
   return from_block(self, [](heap::Block block) -> PyObject* {
     const auto children = block.children();
     Owned result(PyTuple_New(static_cast<Py_ssize_t>(children.size())));
     if (!result) return nullptr;
     for (std::size_t i = 0; i < children.size(); ++i) {
-      const heap::ChildPointer& child = children[i];
-      PyObject* item = Py_BuildValue("(KKKK)", static_cast<unsigned long long>(child.address),
-                                     static_cast<unsigned long long>(child.colour),
-                                     static_cast<unsigned long long>(child.extent_bytes),
-                                     static_cast<unsigned long long>(child.flags));
+      PyObject* item = tuple_of(children[i]);
       if (item == nullptr) return nullptr;
       PyTuple_SET_ITEM(result.get(), static_cast<Py_ssize_t>(i), item);
     }
@@ -319,6 +333,7 @@ PyObject* repr(PyObject* self) {
 
 PyMethodDef methods[] = {
     {"buffer", buffer, METH_O, "buffer(index) -> PinBuffer: the bytes of one buffer; keeps this Pin alive."},
+    {"child", child_at, METH_O, "child(index) -> (address, colour, extent_bytes, flags): one of `children`."},
     {"disown", disown, METH_NOARGS, "The block went elsewhere: do nothing when this Pin dies."},
     {"let_go", let_go, METH_NOARGS, "Another block owns it from now on, not the one that it came in."},
     {"set_release", set_release, METH_O,

@@ -5,6 +5,7 @@
 #include "bind/loads.hpp"
 #include "bind/pointer.hpp"
 #include "bind/runtime.hpp"
+#include "heap/shared.hpp"
 #include "server/reaper.hpp"
 #include "server/serve.hpp"
 #include "server/takeovers.hpp"
@@ -15,6 +16,7 @@ nb::dict counters_dict(const heap::Partition& partition);
 nb::dict usage_dict(const heap::Partition& partition);
 nb::list largest_list(const heap::Partition& partition, std::size_t most);
 nb::list processes_list(const heap::Partition& partition);
+nb::object find_wait(const heap::Partition& partition, std::uint64_t who, std::uint64_t token);
 
 namespace {
 
@@ -214,6 +216,12 @@ void register_plane(nb::module_& module) {
       .def("trim", [](Plane& p, std::uint64_t keep) { nb::gil_scoped_release u; return p.runtime.partition->trim(keep); },
            nb::arg("keep_bytes"))
       .def("processes", [](const Plane& p) { return processes_list(*p.runtime.partition); })
+      .def("find_wait", [](const Plane& p, std::uint64_t who, std::uint64_t token) {
+             return find_wait(*p.runtime.partition, who, token);
+           }, nb::arg("who"), nb::arg("token"))
+      .def("find_held", [](const Plane& p, nb::tuple hold) {
+             return heap::find_held(*p.runtime.partition, to_pointer(hold)).address.raw();
+           }, nb::arg("hold"), "The address of the shared object that a hold names; 0 if it is none.")
       .def("usage", [](const Plane& p) { return usage_dict(*p.runtime.partition); })
       .def("counters", [](const Plane& p) { return counters_dict(*p.runtime.partition); })
       .def("largest_blocks",

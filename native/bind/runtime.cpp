@@ -9,12 +9,15 @@
 #include <unistd.h>
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "bind/pin.hpp"
 #include "bind/pointer.hpp"
 #include "server/deliver.hpp"
 #include "server/lent.hpp"
+#include "sync/deadlock.hpp"
+#include "sync/who.hpp"
 
 namespace drust::bind {
 namespace {
@@ -63,6 +66,7 @@ Result<Runtime*> start(int memfd, heap::ProcessKind kind, server::Token token, s
   runtime->copies = std::make_unique<cache::Copies>(*runtime->heap);
   runtime->queue = std::make_unique<tasks::Queue>(*runtime->heap);
   runtime->peers = std::make_unique<server::Peers>(*runtime->heap, server::PeersOptions{.token = std::move(token)});
+  runtime->homeward = std::make_unique<server::Homeward>(*runtime->heap, *runtime->queue, *runtime->peers);
   runtime->heap->set_pressure_hook(
       [copies = runtime->copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
   return runtime.release();
@@ -85,9 +89,10 @@ void close(Runtime& runtime) {
   if (current_runtime() != &runtime) return;
   set_current_runtime(nullptr);
   nb::gil_scoped_release unlocked;
-  const bool is_done = runtime.peers->flush_frees();
+  bool is_done = runtime.homeward->close();
+  is_done = runtime.peers->flush_frees() && is_done;
   runtime.peers->close();
-  // What may not have arrived stands in the outbox: a reaper looks there, once the process has ended.
+  // What may not have arrived stands in the outbox, or in the entries of its tasks: a reaper looks there, once the process has ended.
   if (is_done) runtime.partition->release_process(runtime.process);
 }
 
@@ -259,12 +264,14 @@ void returned(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tup
   runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
 }
 
-// Then the completion goes home: a write in this partition, or 1 round trip. False: its receiver does not answer;
+// Then the completion goes home: a write in this partition, or 1 round trip, which other tasks share and nobody waits
+// for where more of them are to be run. False: its receiver does not answer;
 // the task's entry keeps it, to be sent again.
 bool give_home(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tuple) {
   const GlobalPointer completion = to_pointer(completion_tuple);
   Status status = [&]() -> Status {
     nb::gil_scoped_release unlocked;
+    if (runtime.homeward->take(entry.entry, completion)) return {};
     const Status sent =
         server::deliver(*runtime.heap, *runtime.peers, entry.entry.record, tasks::RecordState::done, completion,
                         runtime.queue->is_forbidden(entry.entry));
@@ -384,6 +391,18 @@ nb::list processes_list(const heap::Partition& partition) {
   return result;
 }
 
+nb::object find_wait(const heap::Partition& partition, std::uint64_t who, std::uint64_t token) {
+  std::optional<sync::Wait> wait;
+  {
+    const nb::gil_scoped_release unlocked;
+    wait = sync::find_wait(partition, sync::Who(who), token);
+  }
+  if (!wait) return nb::none();
+  nb::list by;
+  for (const sync::Readers::Reading& each : wait->by) by.append(nb::make_tuple(each.who.raw(), each.token));
+  return nb::make_tuple(wait->lock.address.raw(), nb::bytes(wait->note.data(), wait->note.size()), by);
+}
+
 void register_runtime(nb::module_& module) {
   nb::class_<TaskEntry>(module, "TaskEntry", "A task this worker is running.")
       .def_prop_ro("task", [](const TaskEntry& e) { return to_tuple(e.entry.task); })
@@ -457,6 +476,11 @@ void register_runtime(nb::module_& module) {
       .def("usage", [](const Runtime& r) { return usage_dict(*r.partition); })
       .def("largest_blocks", [](const Runtime& r, std::size_t most) { return largest_list(*r.partition, most); })
       .def("processes", [](const Runtime& r) { return processes_list(*r.partition); })
+      .def_prop_ro("who", [](const Runtime& r) { return sync::Who::make(r.partition->server(), r.heap->process()).raw(); },
+                   "This process, as shared objects name it.")
+      .def("find_wait", [](const Runtime& r, std::uint64_t who, std::uint64_t token) { return find_wait(*r.partition, who, token); },
+           nb::arg("who"), nb::arg("token"),
+           "The lock of this partition that a thread waits for: (address, its note, [(who, token) that keep it waiting]).")
       .def("live_blocks", [](const Runtime& r) { return r.partition->live_blocks(); })
       .def("copies", [](const Runtime& r) { return nb::make_tuple(r.copies->entries(), r.copies->pinned()); });
 

@@ -13,6 +13,7 @@
 #include "cache/copies.hpp"
 #include "heap/heap.hpp"
 #include "heap/partition.hpp"
+#include "server/homeward.hpp"
 #include "server/peers.hpp"
 #include "tasks/queue.hpp"
 
@@ -26,6 +27,7 @@ struct Runtime {
   std::unique_ptr<cache::Copies> copies;
   std::unique_ptr<tasks::Queue> queue;
   std::unique_ptr<server::Peers> peers;
+  std::unique_ptr<server::Homeward> homeward;
 
   void count(heap::Counter counter, std::uint64_t amount = 1) const noexcept {
     partition->count(process, counter, amount);

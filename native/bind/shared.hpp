@@ -70,6 +70,8 @@ void drop_handle(SharedObject* shared) noexcept;
 [[nodiscard]] bool register_atomic(PyObject* module);
 [[nodiscard]] bool register_lock(PyObject* module);
 [[nodiscard]] bool register_channel(PyObject* module);
+[[nodiscard]] bool register_dict(PyObject* module);
 [[nodiscard]] bool register_lock_guard(PyObject* module);
+[[nodiscard]] bool register_lock_view(PyObject* module);
 
 }  // namespace drust::bind

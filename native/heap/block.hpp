@@ -62,7 +62,9 @@ inline constexpr std::uint64_t kFreeingTag = 1ULL << 46;
 //     queue       a call block that an entry of the task queue names
 //     replica     the backup of another server's block (server/replicas.hpp)
 //     holds       a shared object: it lives while a hold names it (heap/shared.hpp)
-enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica, holds };
+//     receiver    a message on its way to a process of another server, which frees it when its copy has arrived; the
+//                 rest of the word is that process (sync/who.hpp)
+enum class OwnerKind : std::uint8_t { none, process, parent, in_transit, copy, queue, borrower, replica, holds, receiver };
 [[nodiscard]] constexpr std::uint64_t owner_word(OwnerKind kind, ProcessId process) noexcept {
   return (static_cast<std::uint64_t>(kind) << 56) | (static_cast<std::uint64_t>(process.generation & 0xffffffU) << 16) |
          process.slot;

@@ -12,6 +12,7 @@
 
 #include "base/limits.hpp"
 #include "heap/block.hpp"
+#include "heap/latched.hpp"
 #include "heap/partition.hpp"
 
 namespace drust::heap {
@@ -94,28 +95,16 @@ struct OutboxRow {  // outbox.hpp; the process of the slot, then its reaper
   SharedWord place;   // address and flags, after the colour
 };
 
-struct EndpointRow {  // sequence lock: odd while the control plane, its only writer, changes the row
-  SharedWord sequence;
+struct EndpointRow {  // processes.cpp; written by the control plane
   SharedWord server;  // plus one; 0: an unused row
-  SharedWord epoch;
-  SharedWord port;
-  SharedWord by;       // plus one, as the next; 0: nobody
-  SharedWord backup;
-  SharedWord host[8];  // 63 bytes and a zero
+  Latched<12> what;   // epoch, port, by, backup (the two plus one; 0: nobody), the host's 63 bytes and a zero
 };
 
-struct LoadRow {  // loads.cpp; sequence lock as above, except `sent`
-  SharedWord sequence;
-  SharedWord measured_ms;  // 0: never
-  SharedWord workers;
-  SharedWord idle;
-  SharedWord queued;
-  SharedWord cpu_permille;
-  SharedWord quota_bytes;
-  SharedWord claimed_bytes;
+struct LoadRow {  // loads.cpp
+  Latched<7> what;
   alignas(64) SharedWord sent;  // any process adds; the row's writer sets it back
 };
-static_assert(sizeof(LoadRow) == 128);
+static_assert(sizeof(LoadRow) == 192);
 
 // A segment table entry, one atomic word:
 //     0..1 status | 2..3 kind | 4..9 size class | 10..13 segments back to the head of a span | 14 backed

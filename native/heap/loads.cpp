@@ -25,42 +25,28 @@ void Partition::set_load(ServerId server, const Load& load) noexcept {
   ensure(server < kServersPerClusterMax, "a load of a server beyond kServersPerClusterMax");
   LoadRow& row = mapping_->load_row(server);
   const std::uint64_t now = now_ms();
-  const std::uint64_t sequence = row.sequence.load() | 1;
-  row.sequence.store(sequence);
-  row.measured_ms.store(load.age_ms < now ? now - load.age_ms : 1);
-  row.workers.store(load.workers);
-  row.idle.store(load.idle);
-  row.queued.store(load.queued);
-  row.cpu_permille.store(load.cpu_permille);
-  row.quota_bytes.store(load.quota_bytes);
-  row.claimed_bytes.store(load.claimed_bytes);
+  const std::uint64_t measured_ms = load.age_ms < now ? now - load.age_ms : 1;  // 0: never
+  row.what.write({measured_ms, load.workers, load.idle, load.queued, load.cpu_permille, load.quota_bytes,
+                    load.claimed_bytes});
   row.sent.store(load.sent);
-  row.sequence.store(sequence + 1);
 }
 
 Load Partition::load(ServerId server) const noexcept {
-  Load never;
-  never.age_ms = ~0ULL;
-  if (server >= kServersPerClusterMax) return never;
+  Load load;
+  load.age_ms = ~0ULL;
+  if (server >= kServersPerClusterMax) return load;
   const LoadRow& row = mapping_->load_row(server);
-  for (int attempt = 0; attempt < 1'000'000; ++attempt) {  // ends even if the writer was killed in the middle
-    const std::uint64_t before = row.sequence.load();
-    const std::uint64_t measured = row.measured_ms.load();
-    Load load;
-    load.workers = row.workers.load();
-    load.idle = row.idle.load();
-    load.queued = row.queued.load();
-    load.cpu_permille = row.cpu_permille.load();
-    load.quota_bytes = row.quota_bytes.load();
-    load.claimed_bytes = row.claimed_bytes.load();
-    load.sent = row.sent.load();
-    if (before % 2 != 0 || row.sequence.load() != before) continue;
-    if (measured == 0) break;
-    const std::uint64_t now = now_ms();
-    load.age_ms = now > measured ? now - measured : 0;
-    return load;
-  }
-  return never;
+  const auto [measured_ms, workers, idle, queued, cpu_permille, quota_bytes, claimed_bytes] = row.what.read();
+  if (measured_ms == 0) return load;
+  const std::uint64_t now = now_ms();
+  return {.age_ms = now > measured_ms ? now - measured_ms : 0,
+          .workers = workers,
+          .idle = idle,
+          .queued = queued,
+          .sent = row.sent.load(),
+          .cpu_permille = cpu_permille,
+          .quota_bytes = quota_bytes,
+          .claimed_bytes = claimed_bytes};
 }
 
 void Partition::note_sent(ServerId server, std::uint64_t tasks) noexcept {

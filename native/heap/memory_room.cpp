@@ -2,38 +2,48 @@
 
 #include <algorithm>
 #include <charconv>
-#include <fstream>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string_view>
+#include <system_error>
 
 #include "base/limits.hpp"
+#include "base/small_file.hpp"
 
 namespace drust::heap {
 namespace {
 
 constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 
-std::optional<std::uint64_t> number_in(const std::string& path) {
-  std::ifstream file(path);
+std::optional<std::uint64_t> number_of(std::string_view text) {
   std::uint64_t value = 0;
-  if (file >> value) return value;
-  return std::nullopt;  // missing, or "max"
+  if (std::from_chars(text.data(), text.data() + text.size(), value).ec != std::errc()) return std::nullopt;
+  return value;
+}
+
+std::optional<std::uint64_t> number_in(const std::string& path) {
+  return number_of(text_of(path));  // nothing: missing, or "max"
+}
+
+// Takes the first line off `text`; nothing if there is none.
+std::optional<std::string_view> next_line(std::string_view& text) {
+  if (text.empty()) return std::nullopt;
+  const std::size_t end = std::min(text.find('\n'), text.size());
+  const std::string_view line = text.substr(0, end);
+  text.remove_prefix(std::min(end + 1, text.size()));
+  return line;
 }
 
 // The value of a line "name value" or "name: value kB" of a file of such lines.
 std::optional<std::uint64_t> field_in(const std::string& path, std::string_view name) {
-  std::ifstream file(path);
-  std::string line;
-  while (std::getline(file, line)) {
-    if (!line.starts_with(name) || line.size() == name.size()) continue;
-    if (line[name.size()] != ' ' && line[name.size()] != ':') continue;
-    const std::size_t digits = line.find_first_of("0123456789", name.size());
-    if (digits == std::string::npos) return std::nullopt;
-    std::uint64_t value = 0;
-    std::from_chars(line.data() + digits, line.data() + line.size(), value);
-    return value;
+  const std::string text = text_of(path);
+  std::string_view left = text;
+  while (const auto line = next_line(left)) {
+    if (!line->starts_with(name) || line->size() == name.size()) continue;
+    if ((*line)[name.size()] != ' ' && (*line)[name.size()] != ':') continue;
+    const std::size_t digits = line->find_first_of("0123456789", name.size());
+    if (digits == std::string_view::npos) return std::nullopt;
+    return number_of(line->substr(digits));
   }
   return std::nullopt;
 }
@@ -71,15 +81,15 @@ std::uint64_t remainder_along(const std::string& root, std::string path, const V
 }
 
 std::uint64_t cgroup_room(const RoomSources& sources) {
-  std::ifstream file(sources.self_cgroup);
-  std::string line;
+  const std::string text = text_of(sources.self_cgroup);
+  std::string_view left = text;
   std::uint64_t least = kUnlimited;
-  while (std::getline(file, line)) {
-    const std::size_t first = line.find(':');
-    const std::size_t second = first == std::string::npos ? first : line.find(':', first + 1);
-    if (second == std::string::npos) continue;
-    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
-    std::string path = line.substr(second + 1);
+  while (const auto line = next_line(left)) {
+    const std::size_t first = line->find(':');
+    const std::size_t second = first == std::string_view::npos ? first : line->find(':', first + 1);
+    if (second == std::string_view::npos) continue;
+    const std::string controllers = "," + std::string(line->substr(first + 1, second - first - 1)) + ",";
+    std::string path(line->substr(second + 1));
     if (path == "/") path.clear();
     if (controllers == ",,") {
       least = std::min(least, remainder_along(sources.cgroup_root, path, kTwo));

@@ -155,8 +155,8 @@ class Partition {
   void count(ProcessId process, Counter counter, std::uint64_t amount = 1) const noexcept;
   [[nodiscard]] std::vector<std::uint64_t> counters() const;       // sums over every process that ever counted
 
-  // server id -> endpoint; written by the server's control plane only, read by anybody (sequence lock on the
-  // epoch).
+  // server id -> endpoint; written by the server's control plane only, read by anybody, who waits for nobody
+  // (latched.hpp).
   void set_endpoint(ServerId server, const Endpoint& endpoint) noexcept;
   [[nodiscard]] Endpoint endpoint(ServerId server) const;
   [[nodiscard]] std::vector<ServerId> servers() const;  // all that the table has

@@ -3,11 +3,11 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
-#include <fstream>
 #include <string>
 
 #include "base/ensure.hpp"
 #include "base/futex.hpp"
+#include "base/small_file.hpp"
 #include "heap/mapping.hpp"
 
 namespace drust::heap {
@@ -16,9 +16,8 @@ namespace {
 // Field 22 of /proc/<pid>/stat, counted behind the command's name, which may hold blanks and brackets. 0: not
 // known.
 std::uint64_t start_time_of(std::uint32_t pid) {
-  std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
-  std::string line;
-  if (pid == 0 || !std::getline(file, line)) return 0;
+  if (pid == 0) return 0;
+  const std::string line = text_of("/proc/" + std::to_string(pid) + "/stat");
   std::size_t at = line.rfind(')');
   for (int field = 2; field < 22 && at != std::string::npos; ++field) at = line.find(' ', at + 1);
   return at == std::string::npos ? 0 : std::strtoull(line.c_str() + at, nullptr, 10);
@@ -34,6 +33,11 @@ const std::atomic<std::uint32_t>& futex_of(const SharedWord& sequence) noexcept 
 ServerId server_in(std::uint64_t word) noexcept {
   return word == 0 ? kNoServer : static_cast<ServerId>(word - 1);
 }
+
+std::uint64_t word_of(ServerId server) noexcept { return server == kNoServer ? 0 : std::uint64_t{server} + 1; }
+
+constexpr std::size_t kHostAt = 4;  // of an endpoint row's words
+constexpr std::size_t kHostBytesMax = 63;
 
 }  // namespace
 
@@ -124,46 +128,32 @@ std::vector<std::uint64_t> Partition::counters() const {
   return sums;
 }
 
-// The row's words are atomic, written with release and read with acquire between two looks at the sequence: a
-// reader that saw any new word also sees that the sequence moved. No fences, which the thread sanitizer does
-// not follow.
 void Partition::set_endpoint(ServerId server, const Endpoint& endpoint) noexcept {
   EndpointRow* row = nullptr;
   for (std::uint32_t index = 0; index < kServersPerClusterMax && row == nullptr; ++index) {
     const std::uint64_t held = mapping_->endpoint_row(index).server.load();
-    if (held == std::uint64_t{server} + 1 || held == 0) row = &mapping_->endpoint_row(index);
+    if (held == word_of(server) || held == 0) row = &mapping_->endpoint_row(index);
   }
   ensure(row != nullptr, "more servers than kServersPerClusterMax");
-  char host[sizeof row->host] = {};
-  std::memcpy(host, endpoint.host.data(), std::min(endpoint.host.size(), sizeof host - 1));
-  const std::uint64_t sequence = row->sequence.load();
-  row->sequence.store(sequence | 1);
-  row->epoch.store(endpoint.epoch);
-  row->port.store(endpoint.port);
-  row->by.store(endpoint.by == kNoServer ? 0 : std::uint64_t{endpoint.by} + 1);
-  row->backup.store(endpoint.backup == kNoServer ? 0 : std::uint64_t{endpoint.backup} + 1);
-  for (std::size_t index = 0; index < std::size(row->host); ++index) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, host + index * sizeof word, sizeof word);
-    row->host[index].store(word);
-  }
-  row->server.store(std::uint64_t{server} + 1);
-  row->sequence.store((sequence | 1) + 1);
-  futex_wake(futex_of(row->sequence), kEverybody);
+  decltype(row->what)::Words words = {endpoint.epoch, endpoint.port, word_of(endpoint.by), word_of(endpoint.backup)};
+  std::memcpy(&words[kHostAt], endpoint.host.data(), std::min(endpoint.host.size(), kHostBytesMax));
+  row->what.write(words);
+  row->server.store(word_of(server));
+  futex_wake(futex_of(row->what.sequence()), kEverybody);
 }
 
 bool Partition::await_endpoint(ServerId server, const Endpoint& seen, Deadline deadline) const {
   const EndpointRow* row = nullptr;
   for (std::uint32_t index = 0; index < kServersPerClusterMax && row == nullptr; ++index) {
-    if (mapping_->endpoint_row(index).server.load() == std::uint64_t{server} + 1) row = &mapping_->endpoint_row(index);
+    if (mapping_->endpoint_row(index).server.load() == word_of(server)) row = &mapping_->endpoint_row(index);
   }
   if (row == nullptr) return false;
   for (;;) {
-    const auto sequence = static_cast<std::uint32_t>(row->sequence.load());  // before the row: none is missed
+    const auto sequence = static_cast<std::uint32_t>(row->what.sequence().load());  // before the row: none is missed
     if (endpoint(server) != seen) return true;
     const Deadline now = std::chrono::steady_clock::now();
     if (is_closed() || now >= deadline) return false;
-    static_cast<void>(futex_wait(futex_of(row->sequence), sequence,
+    static_cast<void>(futex_wait(futex_of(row->what.sequence()), sequence,
                                  std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs))));
   }
 }
@@ -183,24 +173,12 @@ Endpoint Partition::endpoint(ServerId server) const {
     const EndpointRow& row = mapping_->endpoint_row(index);
     const std::uint64_t held = row.server.load();
     if (held == 0) break;
-    if (held != std::uint64_t{server} + 1) continue;
-    for (int attempt = 0; attempt < 1'000'000;
-         ++attempt) {  // ends even if the writer was killed in the middle
-      const std::uint64_t before = row.sequence.load();
-      char host[sizeof row.host] = {};
-      const std::uint64_t epoch = row.epoch.load();
-      const std::uint64_t port = row.port.load();
-      const ServerId by = server_in(row.by.load());
-      const ServerId backup = server_in(row.backup.load());
-      for (std::size_t part = 0; part < std::size(row.host); ++part) {
-        const std::uint64_t word = row.host[part].load();
-        std::memcpy(host + part * sizeof word, &word, sizeof word);
-      }
-      if (before % 2 == 0 && row.sequence.load() == before) {
-        return {epoch, std::string(host, ::strnlen(host, sizeof host)), static_cast<std::uint16_t>(port), by,
-                backup};
-      }
-    }
+    if (held != word_of(server)) continue;
+    const auto words = row.what.read();
+    char host[kHostBytesMax] = {};
+    std::memcpy(host, &words[kHostAt], sizeof host);
+    return {words[0], std::string(host, ::strnlen(host, sizeof host)), static_cast<std::uint16_t>(words[1]),
+            server_in(words[2]), server_in(words[3])};
   }
   return {};
 }

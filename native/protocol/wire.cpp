@@ -88,7 +88,8 @@ Status check_body(const RequestHeader& header, Operation operation) {
     case Operation::shared:
       if (bytes == 0) return {};
       return (header.argument == static_cast<std::uint16_t>(SharedVerb::unlock) ||
-              header.argument == static_cast<std::uint16_t>(SharedVerb::send)) &&
+              header.argument == static_cast<std::uint16_t>(SharedVerb::send) ||
+              header.argument == static_cast<std::uint16_t>(SharedVerb::dict)) &&
                      is_extent(bytes)
                  ? Status()
                  : bad(name, "the body is no block that the verb takes");

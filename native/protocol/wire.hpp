@@ -54,7 +54,20 @@ enum class SharedVerb : std::uint16_t {
   unlock,    // who, token, kPoisons; body: the value written back, or none; reply: its version
   abandon,   // who, token: whatever this thread has there, waiting or held, it gives up
   send,      // who, token, wait_ms; body: the message; reply: SharedAnswer
+  read,      // of a RwLock: as lock, without kRecover
+  unread,    // who, token
   receive,   // who, token, wait_ms; reply: the message's pointer, which the receiver frees; body: the message
+  dict,      // DictStep | condition << 8, the key's hash in two, the version it must have; reply: see there
+  count_,
+};
+// At a shard of a Dict. Items as sync::Item says; `done`: 1 or 0.
+enum class DictStep : std::uint8_t {
+  get,     // reply: done; body: the item
+  put,     // body: a block of items; reply: done, the version of the last one's key. sync::Shard::When::equal: of what
+           // its value has to be, and of what takes its place; reply body: the item that is there instead
+  remove,  // reply: done, the version; body: the item that was there
+  scan,    // from the hash on; reply: 1 and the hash to go on from, or 0; body: items
+  count,   // reply: 1, how many
   count_,
 };
 struct SharedOperand {

@@ -100,7 +100,8 @@ void Attendant::look(Clock::time_point now) {
     const bool is_over = each.due <= now;
     const bool has_come = operations_.look_again(each.wait, is_over, answer);
     if (!has_come && !is_over) return false;
-    if (!has_come && each.wait.verb == wire::SharedVerb::lock) answered.push_back({each.wait, now + std::chrono::milliseconds(kSharedLapseMs)});
+    const bool has_place = each.wait.verb == wire::SharedVerb::lock || each.wait.verb == wire::SharedVerb::read;
+    if (!has_come && has_place) answered.push_back({each.wait, now + std::chrono::milliseconds(kSharedLapseMs)});
     answers.emplace_back(each.asker, std::move(answer));
     return true;
   });

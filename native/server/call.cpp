@@ -119,6 +119,26 @@ Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::Fr
   return outcome;
 }
 
+std::vector<Outcome> exchange_all(transport::Stream& stream, std::span<Call> calls) {
+  std::vector<iovec> parts;
+  for (Call& call : calls) {
+    ensure(call.body.size() <= Call::kBodyPartsMax && call.before.empty(), "a body has few pieces, and comes alone");
+    parts.push_back(piece(&call.request, sizeof call.request));
+    parts.insert(parts.end(), call.body.begin(), call.body.end());
+    call.sent_bytes = sizeof call.request + transport::total_bytes(call.body);
+  }
+  std::vector<Outcome> outcomes(calls.size());
+  kill_point("call.request.before");
+  Status status = stream.send_all(parts);
+  kill_point("call.request.sent");
+  for (std::size_t index = 0; index < calls.size(); ++index) {
+    if (status.ok()) status = receive_reply(stream, calls[index], outcomes[index]);
+    if (!status.ok()) outcomes[index].status = status;
+  }
+  kill_point("call.reply.read");
+  return outcomes;
+}
+
 Status send_frees(transport::Stream& stream, std::span<const wire::FreeItem> frees) {
   const wire::RequestHeader header = free_header(frees);
   std::array<iovec, 2> parts{piece(&header, sizeof header), piece(frees.data(), frees.size_bytes())};

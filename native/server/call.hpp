@@ -40,6 +40,11 @@ struct Outcome {
 // `frees` leave ahead of the request, in the same call.
 Outcome exchange(transport::Stream& stream, Call& call, std::span<const wire::FreeItem> frees);
 
+// Several at once: all requests leave in one system call where the socket takes them, before the first reply is waited
+// for. Small replies and no `before`: who sends all of his is not to be stuck behind what he does not read. From the
+// first connection that is not good on, nothing more was received.
+std::vector<Outcome> exchange_all(transport::Stream& stream, std::span<Call> calls);
+
 // Frees alone; nothing is received.
 Status send_frees(transport::Stream& stream, std::span<const wire::FreeItem> frees);
 

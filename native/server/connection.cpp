@@ -166,8 +166,9 @@ void Connection::answer(Answer answer) {
     case Answer::Kind::reply: {
       const std::string& sentence = answer_.status.detail();
       const std::size_t bytes = std::min<std::size_t>(sentence.size(), wire::kSentenceBytesMax);
-      start_reply(answer_.status.code(), answer_.pointer, bytes);
+      start_reply(answer_.status.code(), answer_.pointer, bytes + answer_.body.size());
       append(sentence.data(), bytes);
+      append(answer_.body.data(), answer_.body.size());
       break;
     }
     case Answer::Kind::served: {

@@ -43,6 +43,40 @@ void hand_over(heap::Heap& heap, const GlobalPointer& record, tasks::RecordState
   free_unwanted(heap, completion, remote, made);
 }
 
+void free_all_later(Peers& peers, std::span<const GlobalPointer> remote, std::span<const GlobalPointer> made) {
+  for (const GlobalPointer& pointer : remote) peers.free_later(pointer, false);
+  for (const GlobalPointer& pointer : made) peers.free_made_later(pointer);
+}
+
+// What becomes of a completion after the answer of its record's server, which had `epoch` before it was asked.
+Status close_sent(heap::Heap& heap, Peers& peers, std::uint64_t epoch, tasks::RecordState state, const Homecoming& sent,
+                  Status status) {
+  bool is_taken = status.ok();
+  if (status.code() == Code::out_of_memory && !sent.completion.is_null()) {
+    is_taken = false;
+    auto instead = state;  // of a loss the joiner finds out by himself what was written
+    if (state == tasks::RecordState::done)
+      instead = sent.is_forbidden ? tasks::RecordState::refused_poisoned : tasks::RecordState::refused;
+    status = peers.complete(sent.record, static_cast<std::uint32_t>(instead), {});
+  }
+  const heap::Endpoint now = heap.partition().endpoint(sent.record.address.server());
+  if (status.code() == Code::server_lost && now.epoch == epoch && now.port != 0 && !heap.partition().is_closed()) {
+    return Status(Code::timed_out, status.detail());
+  }
+  kill_point("deliver.completion.sent");
+  if (sent.completion.is_null()) return status;
+  if (is_taken) {
+    static_cast<void>(heap.free_shallow(sent.completion));
+    return status;
+  }
+  // Whoever waited is lost with the server, or has been told that it had no room.
+  std::vector<GlobalPointer> remote;
+  std::vector<GlobalPointer> made;
+  free_unwanted(heap, sent.completion, remote, made);
+  free_all_later(peers, remote, made);
+  return status;
+}
+
 }  // namespace
 
 void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::ProcessId worker) noexcept {
@@ -112,37 +146,30 @@ bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<Glob
 
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
                const GlobalPointer& completion, bool is_forbidden) {
+  const ServerId server = record.address.server();
+  if (!heap.partition().is_local(record.address)) {
+    const std::uint64_t epoch = heap.partition().endpoint(server).epoch;
+    Status sent = peers.complete(record, static_cast<std::uint32_t>(state), completion);
+    return close_sent(heap, peers, epoch, state, {record, completion, is_forbidden}, std::move(sent));
+  }
   std::vector<GlobalPointer> remote;
   std::vector<GlobalPointer> made;
-  Status status;
-  if (heap.partition().is_local(record.address)) {
-    hand_over(heap, record, state, completion, remote, made);
-  } else {
-    const std::uint64_t epoch = heap.partition().endpoint(record.address.server()).epoch;
-    status = peers.complete(record, static_cast<std::uint32_t>(state), completion);
-    bool is_taken = status.ok();
-    if (status.code() == Code::out_of_memory && !completion.is_null()) {
-      is_taken = false;
-      auto instead = state;  // of a loss the joiner finds out by himself what was written
-      if (state == tasks::RecordState::done)
-        instead = is_forbidden ? tasks::RecordState::refused_poisoned : tasks::RecordState::refused;
-      status = peers.complete(record, static_cast<std::uint32_t>(instead), {});
-    }
-    const heap::Endpoint now = heap.partition().endpoint(record.address.server());
-    if (status.code() == Code::server_lost && now.epoch == epoch && now.port != 0 && !heap.partition().is_closed()) {
-      return Status(Code::timed_out, status.detail());
-    }
-    kill_point("deliver.completion.sent");
-    if (!completion.is_null() && is_taken) {
-      static_cast<void>(heap.free_shallow(completion));
-    } else if (!completion.is_null()) {
-      // Whoever waited is lost with the server, or has been told that it had no room.
-      free_unwanted(heap, completion, remote, made);
-    }
+  hand_over(heap, record, state, completion, remote, made);
+  free_all_later(peers, remote, made);
+  return {};
+}
+
+std::vector<Status> deliver_all(heap::Heap& heap, Peers& peers, ServerId server, std::span<const Homecoming> all) {
+  const std::uint64_t epoch = heap.partition().endpoint(server).epoch;
+  std::vector<Peers::Completion> completions;
+  for (const Homecoming& each : all)
+    completions.push_back({each.record, static_cast<std::uint32_t>(tasks::RecordState::done), each.completion});
+  std::vector<Status> answers = peers.complete_all(server, completions);
+  for (std::size_t index = 0; index < all.size(); ++index) {
+    answers[index] =
+        close_sent(heap, peers, epoch, tasks::RecordState::done, all[index], std::move(answers[index]));
   }
-  for (const GlobalPointer& pointer : remote) peers.free_later(pointer, false);
-  for (const GlobalPointer& pointer : made) peers.free_made_later(pointer);
-  return status;
+  return answers;
 }
 
 }  // namespace drust::server

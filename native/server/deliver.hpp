@@ -6,6 +6,7 @@
 // that it shares with its pre-image. Used by workers, by serving threads and by the reaper, so that it is one rule.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "heap/heap.hpp"
@@ -42,5 +43,13 @@ bool drop_joiner(heap::Heap& heap, const GlobalPointer& record, std::vector<Glob
 // all it brings, as the joiner keeps what he had lent. `is_forbidden`: the task did what cannot be rolled back.
 Status deliver(heap::Heap& heap, Peers& peers, const GlobalPointer& record, tasks::RecordState state,
                const GlobalPointer& completion, bool is_forbidden);
+
+// As deliver(), of tasks that have returned, to records on one other server: 1 round trip for all of them.
+struct Homecoming {
+  GlobalPointer record;
+  GlobalPointer completion;
+  bool is_forbidden = false;
+};
+std::vector<Status> deliver_all(heap::Heap& heap, Peers& peers, ServerId server, std::span<const Homecoming> all);
 
 }  // namespace drust::server

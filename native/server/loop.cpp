@@ -1,6 +1,5 @@
 #include "server/loop.hpp"
 
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -104,7 +103,7 @@ void Loop::log(const std::string& sentence) const {
 void Loop::run() {
   std::array<epoll_event, 64> events;
   for (;;) {
-    const int count = ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), wait_ms());
+    const int count = next_events(events);
     ensure(count >= 0 || errno == EINTR, "epoll_wait must work");
     if (is_stopping_.load()) return;
     for (int index = 0; index < count; ++index) {
@@ -135,8 +134,18 @@ void Loop::run() {
   }
 }
 
+// A peer that has just had an answer often asks again.
+int Loop::next_events(std::span<epoll_event> events) {
+  const auto poll = [&](int timeout_ms) {
+    return ::epoll_wait(epoll_, events.data(), static_cast<int>(events.size()), timeout_ms);
+  };
+  if (!turns_.empty()) return poll(0);
+  int count = 0;
+  if (patience_.wait([&] { return (count = poll(0)) != 0; })) return count;
+  return poll(wait_ms());
+}
+
 int Loop::wait_ms() const {
-  if (!turns_.empty()) return 0;
   if (stranger_count_ == 0) return -1;
   const std::int64_t left_ms = strangers_.front().deadline_ms - now_ms();
   return left_ms > 0 ? static_cast<int>(left_ms) + 1 : 0;
@@ -174,6 +183,8 @@ void Loop::read_inbox() {
         found->second.connection->answer_control(letter.body);
       }
       drive(letter.connection);
+    } else if (letter.waited_for != nullptr) {
+      operations_.drop(*letter.waited_for);
     }
   }
 }

@@ -7,6 +7,8 @@
 // holds on).
 #pragma once
 
+#include <sys/epoll.h>
+
 #include <atomic>
 #include <cstdint>
 #include <deque>
@@ -19,6 +21,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/patience.hpp"
 #include "base/status.hpp"
 #include "server/attendant.hpp"
 #include "server/connection.hpp"
@@ -82,6 +85,7 @@ class Loop {
   void drive(std::uint64_t id);
   void close(std::uint64_t id);
   void close_strangers(std::int64_t now_ms);
+  int next_events(std::span<epoll_event> events);
   [[nodiscard]] int wait_ms() const;
   void post(Letter letter);
   void wake() noexcept;
@@ -107,6 +111,7 @@ class Loop {
   std::uint32_t stranger_count_ = 0;
   std::vector<std::uint64_t> turns_;  // connections with more to do at once
   std::uint64_t last_id_ = 0;
+  Patience patience_;
 };
 
 }  // namespace drust::server

@@ -19,7 +19,9 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
+#include <mutex>
 #include <shared_mutex>
 #include <span>
 #include <string>
@@ -31,6 +33,9 @@
 #include "protocol/wire.hpp"
 #include "server/chunks.hpp"
 #include "server/replicas.hpp"
+#include "sync/bury.hpp"
+#include "sync/dict.hpp"
+#include "sync/lock.hpp"
 #include "sync/who.hpp"
 #include "tasks/queue.hpp"
 
@@ -83,6 +88,7 @@ struct Answer {
   SharedWait wait;
   Chunks chunks;
   std::vector<GlobalPointer> blocks;  // to be served one after the other, each with its trailer
+  std::vector<std::byte> body;  // of a reply without a sentence
   std::uint32_t head_bytes = 0;
   alignas(64) std::array<std::byte, wire::kBlockBytesMin> head{};
 };
@@ -148,6 +154,12 @@ class Operations {
   // Frees a version of a server whose place this one has taken, as free_blocks would.
   void free_promoted(const GlobalPointer& primary, bool shallow);
 
+  // What the dead of other servers had in this server's shared objects; `lost`: with their server. shared_calls.cpp
+  void bury(const sync::IsDead& is_dead, bool lost);
+  void bury(sync::Who dead);
+  // An answer whose asker has hung up: a message in it goes.
+  void drop(const Answer& answer);
+
  private:
   void admit_block(std::uint64_t body_bytes, Intake& intake);
   void admit_staging(std::uint64_t body_bytes, Intake& intake);
@@ -156,9 +168,16 @@ class Operations {
   void take_notice(const wire::FreeItem& item);
   Answer lock_shared(const wire::RequestHeader& header, const GlobalPointer& object);
   Answer unlock_shared(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake);
+  Answer read_shared(const wire::RequestHeader& header, const GlobalPointer& object);
+  void answer_reading(const SharedWait& wait, std::uint32_t slot, Answer& answer);
+  void answer_value(const SharedWait& wait, const sync::LockWords& lock, Answer& answer);
+  Answer abandon_shared(const SharedWait& wait);
   void answer_locked(const SharedWait& wait, Answer& answer);
   Answer send_shared(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake);
   Answer receive_shared(const wire::RequestHeader& header, const GlobalPointer& object);
+  // dict_calls.cpp
+  Answer step_dict(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake);
+  Answer put_dict(sync::Shard& shard, sync::Shard::When when, Colour version, Intake& intake);
   [[nodiscard]] bool look_at_channel(const SharedWait& wait, bool is_over, Answer& answer);
   void serve_value(const GlobalPointer& value, Answer& answer);
   void free_tree(const GlobalPointer& local);
@@ -168,6 +187,8 @@ class Operations {
   heap::Heap& heap_;
   tasks::Queue& queue_;
   Elsewhere elsewhere_;
+  std::mutex buried_mutex_;       // protects buried_
+  std::deque<sync::Who> buried_;  // the last of those told of; what they asked for before may come after that
   Replicas replicas_;
   std::shared_mutex writing_;  // see the lock table
   std::shared_mutex losing_;   // protects refused_: shared while a task is queued

@@ -192,23 +192,40 @@ Result<std::size_t> Peers::submit_all(ServerId server, std::span<const Submissio
 }
 
 Status Peers::complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion) {
-  BlockBody body;
-  HandOver hand_over;
-  Call call;
-  call.request = request_for(wire::Operation::complete, record, 0);
-  call.request.argument = static_cast<std::uint16_t>(state);
-  if (!completion.is_null()) {
-    if (Status status = body.open(pool_->partition, completion); !status.ok()) return status;
-    call.request.body_bytes = completion.extent_bytes;
-    call.body = body.parts();
-    // A result that cannot be replicated is better than none: its caller waits for it.
-    if (!pool_->replicate(body.block(), hand_over).ok())
-      pool_->partition.count(pool_->heap.process(), heap::Counter::results_unreplicated);
+  const Completion one{record, state, completion};
+  return complete_all(record.address.server(), {&one, 1}).front();
+}
+
+std::vector<Status> Peers::complete_all(ServerId server, std::span<const Completion> completions) {
+  std::vector<Status> answers(completions.size());
+  std::vector<BlockBody> bodies(completions.size());
+  std::vector<HandOver> hand_overs(completions.size());
+  std::vector<Call> calls;
+  std::vector<std::size_t> sent;  // which of them: those whose block is there
+  for (std::size_t index = 0; index < completions.size(); ++index) {
+    const Completion& each = completions[index];
+    Call call;
+    call.request = request_for(wire::Operation::complete, each.record, 0);
+    call.request.argument = static_cast<std::uint16_t>(each.state);
+    if (!each.block.is_null()) {
+      if (answers[index] = bodies[index].open(pool_->partition, each.block); !answers[index].ok()) continue;
+      call.request.body_bytes = each.block.extent_bytes;
+      call.body = bodies[index].parts();
+      // A result that cannot be replicated is better than none: its caller waits for it.
+      if (!pool_->replicate(bodies[index].block(), hand_overs[index]).ok())
+        pool_->partition.count(pool_->heap.process(), heap::Counter::results_unreplicated);
+    }
+    calls.push_back(call);
+    sent.push_back(index);
   }
-  Status status = pool_->ask(record.address.server(), call);
-  // Where the record was settled before, as its task's server is known to be lost, its owner has what was lent.
-  if (status.ok() && call.reply.colour == wire::kCompletionCounted) pool_->settle(hand_over);
-  return status;
+  std::vector<Status> told = pool_->ask_all(server, calls);
+  for (std::size_t number = 0; number < sent.size(); ++number) {
+    Status& answer = answers[sent[number]];
+    answer = std::move(told[number]);
+    // Where the record was settled before, as its task's server is known to be lost, its owner has what was lent.
+    if (answer.ok() && calls[number].reply.colour == wire::kCompletionCounted) pool_->settle(hand_overs[sent[number]]);
+  }
+  return answers;
 }
 
 Result<std::uint64_t> Peers::replicate_all(ServerId backup, std::span<const Replica> replicas) {

@@ -99,6 +99,13 @@ class Peers {
   // Hand a completion block (or none: null) to the record's server. `state` is tasks::RecordState. ok also if
   // the record was settled before, or is gone.
   Status complete(const GlobalPointer& record, std::uint32_t state, const GlobalPointer& completion);
+  // As complete(), for some whose records are on one server: in one message.
+  struct Completion {
+    GlobalPointer record;
+    std::uint32_t state = 0;
+    GlobalPointer block;
+  };
+  std::vector<Status> complete_all(ServerId server, std::span<const Completion> completions);
   Status ping(ServerId server);
   // One step at a shared object of another server: wire::SharedVerb. It may wait there, as long as it says. `body`: a
   // block of this partition, or null. The words of the reply; its bytes, if it has some, are left in `bytes`.

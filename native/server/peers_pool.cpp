@@ -4,6 +4,7 @@
 #include <chrono>
 #include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "base/kill_point.hpp"
@@ -89,6 +90,7 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
   const bool is_repeatable = may_be_repeated(call.request.operation);
   auto choice = is_repeatable ? ConnectionPool::Choice::any : ConnectionPool::Choice::tested;
   const Clock::time_point began = frees.empty() ? Clock::time_point{} : Clock::now();
+  bool has_counted = false;
   for (;;) {
     Result<ConnectionPool::Lease> lease = connections_.take(server, choice);
     if (!lease.ok()) {
@@ -103,6 +105,7 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
     const bool is_pooled = lease.value().is_pooled;
     const std::int64_t asked_ms = lease.value().stream->now_ms();
     const std::uint64_t epoch = lease.value().epoch;
+    if (!std::exchange(has_counted, true)) count_message(call, frees.size());
     Outcome outcome = exchange(*lease.value().stream, call, frees);
     // Its peer had gone while it was idle, and answered the first packet with that. Not after silence, whether we
     // ended it or the kernel did: a second wait would break the bound.
@@ -112,7 +115,7 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
       choice = ConnectionPool::Choice::fresh;
       continue;
     }
-    count_message(call, frees.size());
+    count_bytes(call, frees.size());
     if (outcome.is_connection_good) {
       have_arrived(frees);
       connections_.give_back(server, std::move(lease.value()));
@@ -122,6 +125,28 @@ Status Peers::Pool::ask_once(ServerId server, Call& call, std::uint64_t epoch_be
     keep(server, epoch_before, std::move(frees), Clock::now() - began);
     return lost(server, std::move(outcome.status));
   }
+}
+
+std::vector<Status> Peers::Pool::ask_all(ServerId server, std::span<Call> calls) {
+  std::vector<Status> answers(calls.size());
+  std::vector<Outcome> outcomes;
+  if (!is_forked() && calls.size() > 1) {
+    if (Result<ConnectionPool::Lease> lease = connections_.take(server, ConnectionPool::Choice::any); lease.ok()) {
+      partition.count(heap.process(), counter_of(calls.front().request.operation));
+      outcomes = exchange_all(*lease.value().stream, calls);
+      if (outcomes.back().is_connection_good) connections_.give_back(server, std::move(lease.value()));
+    }
+  }
+  for (std::size_t index = 0; index < calls.size(); ++index) {
+    if (index < outcomes.size() && outcomes[index].is_connection_good) {
+      partition.count(heap.process(), heap::Counter::bytes_sent, calls[index].sent_bytes);
+      partition.count(heap.process(), heap::Counter::bytes_received, calls[index].received_bytes);
+      answers[index] = std::move(outcomes[index].status);
+    } else {
+      answers[index] = ask(server, calls[index]);
+    }
+  }
+  return answers;
 }
 
 void Peers::Pool::free_later(const GlobalPointer& remote, std::uint64_t flags) {
@@ -280,18 +305,26 @@ void Peers::Pool::have_arrived(std::span<const wire::FreeItem> frees) noexcept {
   for (const wire::FreeItem& item : frees) heap.clear_owed(Address(item.address), item.colour);
 }
 
+bool Peers::Pool::is_counted(const Call& call) const {
+  return counts_questions_ || call.request.operation != static_cast<std::uint8_t>(wire::Operation::control);
+}
+
+// Before it is sent: whoever sees what a message did finds it counted.
 void Peers::Pool::count_message(const Call& call, std::size_t frees) const {
-  const bool is_question = call.request.operation == static_cast<std::uint8_t>(wire::Operation::control);
-  const bool is_counted = !is_question || counts_questions_;
-  const heap::ProcessId process = heap.process();
-  if (is_counted) partition.count(process, counter_of(call.request.operation));
-  if (frees > 0) {
-    partition.count(process, heap::Counter::free_messages);
-    partition.count(process, heap::Counter::frees_sent, frees);
-  }
-  if (!is_counted && frees == 0) return;
-  partition.count(process, heap::Counter::bytes_sent, call.sent_bytes);
-  partition.count(process, heap::Counter::bytes_received, call.received_bytes);
+  if (is_counted(call)) partition.count(heap.process(), counter_of(call.request.operation));
+  count_frees(frees);
+}
+
+void Peers::Pool::count_frees(std::size_t frees) const {
+  if (frees == 0) return;
+  partition.count(heap.process(), heap::Counter::free_messages);
+  partition.count(heap.process(), heap::Counter::frees_sent, frees);
+}
+
+void Peers::Pool::count_bytes(const Call& call, std::size_t frees) const {
+  if (!is_counted(call) && frees == 0) return;
+  partition.count(heap.process(), heap::Counter::bytes_sent, call.sent_bytes);
+  partition.count(heap.process(), heap::Counter::bytes_received, call.received_bytes);
 }
 
 bool Peers::Pool::send_batch(ServerId server, Patience patience) {
@@ -304,6 +337,7 @@ bool Peers::Pool::send_batch(ServerId server, Patience patience) {
   ping.request.operation = static_cast<std::uint8_t>(wire::Operation::ping);
   bool is_good = false;
   if (lease.ok()) {
+    count_frees(batch.size());
     is_good = patience == Patience::answer ? exchange(*lease.value().stream, ping, batch).is_connection_good
                                            : send_frees(*lease.value().stream, batch).ok();
   }
@@ -313,8 +347,6 @@ bool Peers::Pool::send_batch(ServerId server, Patience patience) {
     return false;
   }
   const std::uint64_t bytes = sizeof(wire::RequestHeader) + batch.size() * sizeof(wire::FreeItem);
-  partition.count(heap.process(), heap::Counter::free_messages);
-  partition.count(heap.process(), heap::Counter::frees_sent, batch.size());
   partition.count(heap.process(), heap::Counter::bytes_sent, std::max(ping.sent_bytes, bytes));
   partition.count(heap.process(), heap::Counter::bytes_received, ping.received_bytes);
   const std::uint64_t epoch = lease.value().epoch;

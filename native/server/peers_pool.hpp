@@ -47,6 +47,8 @@ class Peers::Pool {
 
   // One request, with the frees that wait for that server ahead of it. Any thread, several at once.
   Status ask(ServerId server, Call& call);
+  // Several requests that may be repeated, as one message; what became of each, in their order.
+  std::vector<Status> ask_all(ServerId server, std::span<Call> calls);
   void free_later(const GlobalPointer& remote, std::uint64_t flags);  // wire::FreeItem's
   void free_tied_later(const GlobalPointer& remote, const GlobalPointer& successor);
   bool flush();
@@ -104,7 +106,10 @@ class Peers::Pool {
   void add_again(ServerId server, std::span<const wire::FreeItem> frees);
   // Queues again what is due by then.
   void repeat_unanswered(Clock::time_point due);
+  [[nodiscard]] bool is_counted(const Call& call) const;
   void count_message(const Call& call, std::size_t frees) const;
+  void count_frees(std::size_t frees) const;
+  void count_bytes(const Call& call, std::size_t frees) const;
   void have_arrived(std::span<const wire::FreeItem> frees) noexcept;
   // Until somebody has answered behind `batch`, or, without patience, until it is in the kernel's hands. False when
   // there was nothing to send, or nobody to send it to.

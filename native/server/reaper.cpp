@@ -362,6 +362,8 @@ bool Reaper::go_on(Estate& estate) {
   }
   std::erase_if(estate.untold, [this](ServerId server) { return heap_.partition().endpoint(server).port == 0; });
   if (!estate.untold.empty() && Clock::now() >= estate.next_telling) {
+    // What it had received and opened is freed before they hear that it has died: the rest goes with what is in it.
+    static_cast<void>(peers_.flush_frees());
     std::erase_if(estate.untold, [&](ServerId server) { return tell(estate, server); });
     estate.next_telling = Clock::now() + std::chrono::milliseconds(kTellAgainMs);
   }

@@ -6,7 +6,6 @@
 #include "server/control_desk.hpp"
 #include "server/forks.hpp"
 #include "server/loop.hpp"
-#include "sync/bury.hpp"
 #include "transport/tcp.hpp"
 
 namespace drust::server {
@@ -104,7 +103,7 @@ void Server::reply_control(std::uint64_t id, std::vector<std::byte> body) {
 std::size_t Server::fail_records(ServerId lost, std::uint16_t incarnation) {
   loops_->operations.refuse_tasks(lost, incarnation);
   heap::Partition& partition = loops_->heap.partition();
-  sync::bury_everywhere(loops_->heap, [lost](sync::Who who) { return who.server() == lost; });
+  loops_->operations.bury([lost](sync::Who who) { return who.server() == lost; }, true);
   std::size_t failed = 0;
   partition.each_live_block([&](const heap::BlockInfo& block) {
     if (block.codec != tasks::kRecordCodec) return;

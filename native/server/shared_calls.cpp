@@ -11,7 +11,8 @@
 #include "sync/atomic.hpp"
 #include "sync/bury.hpp"
 #include "sync/channel.hpp"
-#include "sync/mutex.hpp"
+#include "sync/dict.hpp"
+#include "sync/lock.hpp"
 
 namespace drust::server {
 namespace {
@@ -67,6 +68,13 @@ Answer wait_for_atomic(const wire::RequestHeader& header, const GlobalPointer& o
   return answer;
 }
 
+// Whether this very thread has the lock, or reads the value.
+bool is_again(const sync::LockWords& lock, const SharedWait& wait) {
+  if (sync::look(lock).who() == wait.who && lock.token.load() == wait.token) return true;
+  const sync::RwLockWords* both = sync::readable(lock);
+  return both != nullptr && both->readers.find(wait.who, wait.token).has_value();
+}
+
 }  // namespace
 
 Answer Operations::shared(const wire::RequestHeader& header, Intake& intake) {
@@ -76,7 +84,7 @@ Answer Operations::shared(const wire::RequestHeader& header, Intake& intake) {
   if (verb == SharedVerb::bury) {
     const sync::Who dead(operands.offset_bytes);
     if (dead.server() == server()) return refused(Code::bad_request, "only this server knows who died here");
-    sync::bury_everywhere(heap_, [dead](sync::Who who) { return who == dead; });
+    bury(dead);
     return {};
   }
   std::uint32_t role = 0;
@@ -104,23 +112,46 @@ Answer Operations::shared(const wire::RequestHeader& header, Intake& intake) {
     case SharedVerb::unlock: return unlock_shared(header, object, intake);
     case SharedVerb::send: return send_shared(header, object, intake);
     case SharedVerb::receive: return receive_shared(header, object);
-    case SharedVerb::abandon: {
-      SharedWait wait = wait_of(header, object);
-      auto* mutex = sync::find<sync::MutexWords>(partition, object);
-      if (mutex == nullptr) break;
-      if (const auto place = mutex->line.find(wait.who, wait.token)) {
-        wait.place = *place;
-        lapse(wait);
-      } else if (sync::look(*mutex).who() == wait.who && mutex->token.load() == wait.token) {
-        mutex->token.store(0);
-        sync::unlock(partition, *mutex, true);
-      }
+    case SharedVerb::dict: return step_dict(header, object, intake);
+    case SharedVerb::abandon: return abandon_shared(wait_of(header, object));
+    case SharedVerb::read: return read_shared(header, object);
+    case SharedVerb::unread: {
+      auto* lock = sync::find<sync::RwLockWords>(partition, object);
+      if (lock == nullptr) break;
+      const auto slot = lock->readers.find(sync::Who(operands.offset_bytes), operands.chunk_bytes);
+      if (!slot) return refused(Code::stale, "this thread does not read the value any more");
+      sync::end_read(partition, *lock, *slot);
       return {};
     }
     case SharedVerb::bury:
     case SharedVerb::count_: break;
   }
   return refused(Code::bad_request, "the shared object is of another kind");
+}
+
+void Operations::bury(const sync::IsDead& is_dead, bool lost) {
+  sync::bury_everywhere(heap_, is_dead);
+  std::vector<GlobalPointer> remote;
+  sync::free_unopened(heap_, is_dead, lost, remote);
+  for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
+}
+
+void Operations::bury(sync::Who dead) {
+  {  // first: a message that it still receives meanwhile is found by the look, or by who gave it
+    const std::lock_guard<std::mutex> lock(buried_mutex_);
+    buried_.push_back(dead);
+    if (buried_.size() > kBuriedKept) buried_.pop_front();
+  }
+  bury([dead](sync::Who who) { return who == dead; }, false);
+}
+
+void Operations::drop(const Answer& answer) {
+  const Result<heap::Block> found = heap_.partition().find(answer.block.address, answer.block.colour);
+  if (answer.kind != Answer::Kind::served || !found.ok()) return;
+  if (heap::owner_kind(found.value().header().owner.load()) != heap::OwnerKind::receiver) return;
+  std::vector<GlobalPointer> remote;
+  static_cast<void>(heap_.free(answer.block, remote));
+  for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
 }
 
 void Operations::serve_value(const GlobalPointer& value, Answer& answer) {
@@ -200,9 +231,14 @@ bool Operations::look_at_channel(const SharedWait& wait, bool is_over, Answer& a
   answer = words_of(static_cast<std::uint64_t>(SharedAnswer::locked));
   if (!is_send) {
     // The receiver frees it when its copy has arrived.
-    heap_.set_owner(received, heap::owner_word(heap::OwnerKind::none, {}));
+    heap_.set_owner(received, sync::receiver_word(wait.who));
     answer = Answer{};
     serve_value(received, answer);
+    const std::lock_guard<std::mutex> lock(buried_mutex_);
+    if (std::ranges::find(buried_, wait.who) != buried_.end()) {
+      drop(answer);
+      answer = refused(Code::closed, "whoever asked has died");
+    }
   }
   return true;
 }
@@ -211,20 +247,20 @@ bool Operations::look_at_channel(const SharedWait& wait, bool is_over, Answer& a
 
 Answer Operations::lock_shared(const wire::RequestHeader& header, const GlobalPointer& object) {
   SharedWait wait = wait_of(header, object);
-  auto* mutex = sync::find<sync::MutexWords>(heap_.partition(), object);
-  if (mutex == nullptr) return refused(Code::bad_request, "the shared object is no lock");
+  heap::Partition& partition = heap_.partition();
+  auto* lock = sync::find<sync::LockWords>(partition, object);
+  if (lock == nullptr) return refused(Code::bad_request, "the shared object is no lock");
   if (wait.who.is_nobody() || wait.who.server() == server()) return refused(Code::bad_request, "who locks is not said");
   Answer answer;
-  const std::optional<std::uint32_t> kept = mutex->line.find(wait.who, wait.token);
-  if (!kept && sync::look(*mutex).who() == wait.who && mutex->token.load() == wait.token)
-    return words_of(static_cast<std::uint64_t>(SharedAnswer::again));
+  const std::optional<std::uint32_t> kept = lock->line.find(wait.who, wait.token);
+  if (!kept && is_again(*lock, wait)) return words_of(static_cast<std::uint64_t>(SharedAnswer::again));
   sync::Queued queued{kept ? sync::Met::waiting : sync::Met::crowded, kept.value_or(0)};
-  if (kept && sync::has_entered(*mutex, wait.who, *kept)) queued.met = sync::Met::locked;
+  if (kept && sync::has_entered(*lock, wait.who, *kept)) queued.met = sync::Met::locked;
   if (!kept) {
-    if (sync::try_lock(*mutex, wait.who)) {
+    if (sync::try_enter(partition, *lock, wait.who)) {
       queued.met = sync::Met::locked;
     } else if (wait.wait_ms > 0) {
-      queued = sync::queue_up(*mutex, wait.who, wait.token);
+      queued = sync::queue_up(*lock, wait.who, wait.token);
     }
   }
   if (queued.met == sync::Met::locked) {
@@ -238,21 +274,82 @@ Answer Operations::lock_shared(const wire::RequestHeader& header, const GlobalPo
   return answer;
 }
 
+Answer Operations::read_shared(const wire::RequestHeader& header, const GlobalPointer& object) {
+  SharedWait wait = wait_of(header, object);
+  heap::Partition& partition = heap_.partition();
+  auto* lock = sync::find<sync::RwLockWords>(partition, object);
+  if (lock == nullptr) return refused(Code::bad_request, "the shared object is no RwLock");
+  if (wait.who.is_nobody() || wait.who.server() == server()) return refused(Code::bad_request, "who reads is not said");
+  const std::optional<std::uint32_t> kept = lock->line.find(wait.who, wait.token);
+  if (!kept && is_again(*lock, wait)) return words_of(static_cast<std::uint64_t>(SharedAnswer::again));
+  sync::QueuedToRead queued{kept ? sync::Met::waiting : sync::Met::crowded, kept.value_or(0), 0};
+  std::optional<std::uint32_t> slot;
+  if (kept) {
+    slot = sync::has_entered_to_read(partition, *lock, wait.who, *kept, wait.token);
+  } else {
+    slot = sync::try_read(partition, *lock, wait.who, wait.token);
+    if (!slot && wait.wait_ms > 0) queued = sync::queue_to_read(partition, *lock, wait.who, wait.token);
+    if (queued.met == sync::Met::locked) slot = queued.slot;
+  }
+  Answer answer;
+  if (slot) {
+    answer_reading(wait, *slot, answer);
+    return answer;
+  }
+  if (queued.met == sync::Met::crowded) return words_of(static_cast<std::uint64_t>(SharedAnswer::waiting));
+  wait.place = queued.place;
+  answer.kind = Answer::Kind::waits;
+  answer.wait = wait;
+  return answer;
+}
+
+Answer Operations::abandon_shared(const SharedWait& wait) {
+  heap::Partition& partition = heap_.partition();
+  auto* lock = sync::find<sync::LockWords>(partition, wait.object);
+  if (lock == nullptr) return refused(Code::bad_request, "the shared object is of another kind");
+  if (const auto place = lock->line.find(wait.who, wait.token)) {
+    SharedWait waiting = wait;
+    waiting.place = *place;
+    lapse(waiting);
+  } else if (sync::look(*lock).who() == wait.who && lock->token.load() == wait.token) {
+    lock->token.store(0);
+    sync::unlock(partition, *lock, true);
+  } else if (sync::RwLockWords* both = sync::readable(*lock); both != nullptr) {
+    if (const auto slot = both->readers.find(wait.who, wait.token)) sync::end_read(partition, *both, *slot);
+  }
+  return {};
+}
+
 // Of the lock that is held for `wait.who` now: the words, and the value if it is another than the one known there.
 void Operations::answer_locked(const SharedWait& wait, Answer& answer) {
   heap::Partition& partition = heap_.partition();
-  auto& mutex = *sync::find<sync::MutexWords>(partition, wait.object);
-  if (sync::look(mutex).is_poisoned()) {
+  auto& lock = *sync::find<sync::LockWords>(partition, wait.object);
+  if (sync::look(lock).is_poisoned()) {
     if (!wait.recovers) {
-      sync::unlock(partition, mutex, false);
+      sync::unlock(partition, lock, false);
       answer = words_of(static_cast<std::uint64_t>(SharedAnswer::poisoned));
       return;
     }
-    sync::clear_poison(mutex);
+    sync::clear_poison(lock);
   }
-  mutex.token.store(wait.token);
-  const std::uint64_t version = mutex.value.version.load();
-  const GlobalPointer value = sync::current_value(partition, wait.object, mutex.value);
+  lock.token.store(wait.token);
+  answer_value(wait, lock, answer);
+}
+
+void Operations::answer_reading(const SharedWait& wait, std::uint32_t slot, Answer& answer) {
+  heap::Partition& partition = heap_.partition();
+  auto& lock = *sync::find<sync::RwLockWords>(partition, wait.object);
+  if (sync::look(lock).is_poisoned()) {
+    sync::end_read(partition, lock, slot);
+    answer = words_of(static_cast<std::uint64_t>(SharedAnswer::poisoned));
+    return;
+  }
+  answer_value(wait, lock, answer);
+}
+
+void Operations::answer_value(const SharedWait& wait, const sync::LockWords& lock, Answer& answer) {
+  const std::uint64_t version = lock.value.version.load();
+  const GlobalPointer value = sync::current_value(heap_.partition(), wait.object, lock);
   answer = words_of(static_cast<std::uint64_t>(SharedAnswer::locked), version, value.extent_bytes);
   if (value.is_null() || version == wait.version) return;
   serve_value(value, answer);
@@ -261,7 +358,7 @@ void Operations::answer_locked(const SharedWait& wait, Answer& answer) {
 Answer Operations::unlock_shared(const wire::RequestHeader& header, const GlobalPointer& object, Intake& intake) {
   heap::Partition& partition = heap_.partition();
   const SharedWait wait = wait_of(header, object);
-  auto* mutex = sync::find<sync::MutexWords>(partition, object);
+  auto* mutex = sync::find<sync::LockWords>(partition, object);
   if (mutex == nullptr) return refused(Code::bad_request, "the shared object is no lock");
   if (sync::look(*mutex).who() != wait.who || mutex->token.load() != wait.token)
     return refused(Code::stale, "this thread does not hold the lock any more");
@@ -269,7 +366,7 @@ Answer Operations::unlock_shared(const wire::RequestHeader& header, const Global
     const Result<GlobalPointer> value = publish(intake);
     if (!value.ok()) return refused(Code::bad_request, "what was written back is no block");
     std::vector<GlobalPointer> remote;
-    sync::put_value(heap_, object, mutex->value, value.value(), remote);
+    sync::put_value(heap_, object, *mutex, value.value(), remote);
     for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);
   }
   const std::uint64_t version = mutex->value.version.load();
@@ -285,17 +382,25 @@ bool Operations::look_again(const SharedWait& wait, bool is_over, Answer& answer
     answer = refused(Code::not_found, "the shared object is gone");
     return true;
   }
-  if (wait.verb != SharedVerb::lock) return look_at_channel(wait, is_over, answer);
-  auto* mutex = sync::find<sync::MutexWords>(heap_.partition(), wait.object);
-  if (mutex == nullptr) {
+  if (wait.verb != SharedVerb::lock && wait.verb != SharedVerb::read) return look_at_channel(wait, is_over, answer);
+  heap::Partition& partition = heap_.partition();
+  auto* lock = sync::find<sync::LockWords>(partition, wait.object);
+  if (lock == nullptr) {
     answer = refused(Code::not_found, "the shared object is gone");
     return true;
   }
-  if (sync::has_entered(*mutex, wait.who, wait.place)) {
+  if (wait.verb == SharedVerb::read) {
+    const auto slot =
+        sync::has_entered_to_read(partition, *sync::readable(*lock), wait.who, wait.place, wait.token);
+    if (slot) {
+      answer_reading(wait, *slot, answer);
+      return true;
+    }
+  } else if (sync::has_entered(*lock, wait.who, wait.place)) {
     answer_locked(wait, answer);
     return true;
   }
-  if (!mutex->line.is_waiting(wait.place, wait.who)) {  // its process was declared dead
+  if (!lock->line.is_waiting(wait.place, wait.who)) {  // its process was declared dead
     answer = refused(Code::worker_lost, "who waited has ended");
     return true;
   }
@@ -304,17 +409,23 @@ bool Operations::look_again(const SharedWait& wait, bool is_over, Answer& answer
 }
 
 void Operations::lapse(const SharedWait& wait) {
-  if (auto* words = sync::find<sync::ChannelWords>(heap_.partition(), wait.object); words != nullptr) {
+  heap::Partition& partition = heap_.partition();
+  if (auto* words = sync::find<sync::ChannelWords>(partition, wait.object); words != nullptr) {
     words->remote_wait.fetch_sub(1);
     if (!wait.message.is_null()) static_cast<void>(heap_.free_shallow(wait.message));
     return;
   }
-  if (auto* atomic = sync::find<sync::AtomicWords>(heap_.partition(), wait.object); atomic != nullptr) {
+  if (auto* atomic = sync::find<sync::AtomicWords>(partition, wait.object); atomic != nullptr) {
     atomic->remote_wait.fetch_sub(1);
     return;
   }
-  auto* mutex = sync::find<sync::MutexWords>(heap_.partition(), wait.object);
-  if (mutex != nullptr && sync::give_up(*mutex, wait.who, wait.place)) sync::unlock(heap_.partition(), *mutex, false);
+  auto* lock = sync::find<sync::LockWords>(partition, wait.object);
+  if (lock == nullptr) return;
+  if (wait.verb == SharedVerb::read) {
+    sync::give_up_reading(partition, *sync::readable(*lock), wait.who, wait.place);
+  } else if (sync::give_up(partition, *lock, wait.who, wait.place)) {
+    sync::unlock(partition, *lock, false);
+  }
 }
 
 void Operations::free_unheld() {
@@ -328,6 +439,8 @@ void Operations::free_unheld() {
       if (!looked.has_holds[0] && !looked.has_holds[1]) ends.clear(remote);
     }
     if (looked.has_holds[0] || looked.has_holds[1]) continue;
+    if (auto* shard = sync::find<sync::ShardWords>(heap_.partition(), looked.object); shard != nullptr)
+      sync::Shard(heap_, looked.object, *shard).clear();
     static_cast<void>(heap_.free(looked.object, remote));
   }
   for (const GlobalPointer& pointer : remote) elsewhere_.free(pointer, 0);

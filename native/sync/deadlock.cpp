@@ -8,11 +8,6 @@ namespace {
 
 constexpr std::size_t kLinksMax = 64;
 
-struct Waits {
-  GlobalPointer lock;
-  std::string note;
-};
-
 std::string read_note(const heap::Partition& partition, std::uint64_t offset_bytes) {
   if (offset_bytes == 0) return {};
   const Result<heap::Block> found = partition.find(Address::make(partition.server(), offset_bytes), kNoColour);
@@ -23,39 +18,55 @@ std::string read_note(const heap::Partition& partition, std::uint64_t offset_byt
   return found.value().header().state.load(std::memory_order_acquire) == colour ? text : std::string();
 }
 
-// What a thread waits for.
-std::optional<Waits> waits_for(const heap::Partition& partition, Who who, std::uint64_t token) {
-  std::optional<Waits> found;
+// What a thread waits for, without who keeps it waiting.
+std::optional<Wait> waits_for(const heap::Partition& partition, Who who, std::uint64_t token) {
+  std::optional<Wait> found;
   partition.each_live_block([&](const heap::BlockInfo& block) {
     if (found || block.codec != heap::kSharedCodec) return;
-    const MutexWords* mutex = find<MutexWords>(partition, block.pointer);
+    const LockWords* mutex = find<LockWords>(partition, block.pointer);
     if (mutex == nullptr) return;
     if (const auto place = mutex->line.find(who, token))
-      found = Waits{block.pointer, read_note(partition, mutex->line.note(*place))};
+      found = Wait{block.pointer, read_note(partition, mutex->line.note(*place)), {}};
   });
   return found;
 }
 
+// From what `waiter` waits for to `last`, depth first: of a writer, every reader keeps it waiting.
+bool walk(const heap::Partition& partition, const GlobalPointer& lock, const Readers::Reading& waiter,
+          const Readers::Reading& last, std::vector<Link>& links) {
+  const LockWords* words = find<LockWords>(partition, lock);
+  if (words == nullptr || links.size() == kLinksMax) return false;
+  for (std::uint32_t index = 0;; ++index) {
+    const auto by = blocker(*words, waiter.who, waiter.token, index);
+    if (!by) return false;
+    links.push_back({lock, by->who, by->token, {}});
+    if (by->who == last.who && by->token == last.token) return true;
+    if (std::optional<Wait> next = waits_for(partition, by->who, by->token)) {
+      links.back().note = std::move(next->note);
+      if (walk(partition, next->lock, *by, last, links)) return true;
+    }
+    links.pop_back();
+  }
+}
+
 std::vector<Link> walk(const heap::Partition& partition, const GlobalPointer& first, Who who, std::uint64_t token) {
   std::vector<Link> links;
-  GlobalPointer lock = first;
-  while (links.size() < kLinksMax) {
-    const MutexWords* mutex = find<MutexWords>(partition, lock);
-    if (mutex == nullptr) return {};
-    const LockWord word = look(*mutex);
-    const std::uint64_t holding = mutex->token.load();
-    if (word.who().is_nobody() || word.place() || holding == 0 || look(*mutex) != word) return {};
-    links.push_back({lock, word.who(), holding, {}});
-    if (word.who() == who && holding == token) return links;
-    std::optional<Waits> next = waits_for(partition, word.who(), holding);
-    if (!next) return {};
-    links.back().note = std::move(next->note);
-    lock = next->lock;
-  }
-  return {};
+  return walk(partition, first, {who, token}, {who, token}, links) ? links : std::vector<Link>();
 }
 
 }  // namespace
+
+std::optional<Wait> find_wait(const heap::Partition& partition, Who who, std::uint64_t token) {
+  std::optional<Wait> wait = waits_for(partition, who, token);
+  const LockWords* words = wait ? find<LockWords>(partition, wait->lock) : nullptr;
+  if (words == nullptr) return std::nullopt;
+  for (std::uint32_t index = 0; index < kLinksMax; ++index) {
+    const auto by = blocker(*words, who, token, index);
+    if (!by) break;
+    wait->by.push_back(*by);
+  }
+  return wait;
+}
 
 std::vector<Link> find_cycle(const heap::Partition& partition, const GlobalPointer& lock, Who who,
                              std::uint64_t token) {
@@ -68,7 +79,7 @@ std::vector<Link> find_cycle(const heap::Partition& partition, const GlobalPoint
   return is_same ? links : std::vector<Link>();
 }
 
-void set_note(MutexWords& mutex, std::uint32_t place, const GlobalPointer& note) noexcept {
+void set_note(LockWords& mutex, std::uint32_t place, const GlobalPointer& note) noexcept {
   mutex.line.set_note(place, note.is_null() ? 0 : note.address.offset_bytes());
 }
 

@@ -50,6 +50,7 @@ class Line {
   Wake wait(std::uint32_t place, Deadline deadline) noexcept;
   // All places were taken: until one comes free, or `deadline`.
   Wake wait_for_place(Deadline deadline) noexcept;
+  [[nodiscard]] std::uint64_t token(std::uint32_t place) const noexcept { return places_[place].token.load(); }
   [[nodiscard]] std::uint64_t note(std::uint32_t place) const noexcept {
     return places_[place].note.load() * kBlockAlignment;
   }

@@ -4,6 +4,7 @@
 //
 //     event            from                        to
 //     take             nobody                      who
+//     take_place       nobody                      who, place, turn + 1
 //     queue_up         somebody                    the same, line, turn + 1
 //     leave            any                         the same, turn + 1
 //     hand_over        who, line                   the next of the line, its place, turn + 1
@@ -26,6 +27,8 @@ namespace drust::sync {
 
 class LockWord {
  public:
+  // The place of a writer that has come past the line, and has not looked yet whether readers are inside.
+  static constexpr std::uint32_t kArriving = 62;
   constexpr LockWord() noexcept = default;
   constexpr explicit LockWord(std::uint64_t raw) noexcept : raw_(raw) {}
   [[nodiscard]] constexpr std::uint64_t raw() const noexcept { return raw_; }
@@ -44,6 +47,10 @@ class LockWord {
   [[nodiscard]] constexpr std::optional<LockWord> take(Who who) const noexcept {
     if (!this->who().is_nobody()) return std::nullopt;
     return LockWord(raw_ | who.raw());
+  }
+  [[nodiscard]] constexpr std::optional<LockWord> take_place(Who who, std::uint32_t place) const noexcept {
+    if (!this->who().is_nobody()) return std::nullopt;
+    return hand_over(who, place, false);
   }
   [[nodiscard]] constexpr LockWord queue_up() const noexcept { return LockWord(raw_ | kLine).turned(); }
   [[nodiscard]] constexpr LockWord leave() const noexcept { return turned(); }
@@ -69,6 +76,6 @@ class LockWord {
 
   std::uint64_t raw_ = 0;
 };
-static_assert(kWaitersMax < 63);
+static_assert(kWaitersMax <= LockWord::kArriving);
 
 }  // namespace drust::sync

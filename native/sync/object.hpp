@@ -16,7 +16,7 @@ namespace drust::sync {
 
 using Word = std::atomic<std::uint64_t>;
 
-enum class Kind : std::uint32_t { none, integer, boolean, mutex, channel, count_ };
+enum class Kind : std::uint32_t { none, integer, boolean, mutex, channel, shard, rwlock, count_ };
 static_assert(static_cast<std::uint32_t>(Kind::count_) <= 16, "a child pointer has four bits for it");
 
 using IsDead = std::function<bool(Who)>;

@@ -34,4 +34,9 @@ class Who {
 };
 static_assert(kServerBits == 12 && kProcessesMax <= 256);
 
+// The owner word of a message that this process is to free.
+[[nodiscard]] constexpr std::uint64_t receiver_word(Who who) noexcept {
+  return (static_cast<std::uint64_t>(heap::OwnerKind::receiver) << 56) | who.raw();
+}
+
 }  // namespace drust::sync

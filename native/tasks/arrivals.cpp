@@ -81,6 +81,7 @@ Result<Arrivals::News> Arrivals::wait(std::uint32_t timeout_ms) {
     if (partition_.is_closed() || is_stopped_.load()) return Status(Code::closed, "the runtime has been shut down");
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return news;
+    if (patience_.wait([&] { return row.told.load() != told; })) continue;
     row.sleepers.fetch_add(1);
     const Wake wake = futex_wait(row.told, told, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
     row.sleepers.fetch_sub(1);

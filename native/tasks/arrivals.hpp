@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/address.hpp"
+#include "base/patience.hpp"
 #include "base/status.hpp"
 #include "heap/partition.hpp"
 
@@ -48,6 +49,7 @@ class Arrivals {
   const heap::Partition& partition_;
   const std::uint32_t slot_;
   std::uint64_t next_;             // the ticket to be read next
+  Patience patience_;
   bool is_stuck_ = false;          // its entry was not written at the last look
   std::atomic<bool> is_stopped_{false};
 };

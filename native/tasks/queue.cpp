@@ -16,6 +16,7 @@
 #include "base/futex.hpp"
 #include "base/kill_point.hpp"
 #include "base/limits.hpp"
+#include "base/patience.hpp"
 
 namespace drust::tasks {
 namespace {
@@ -39,6 +40,9 @@ constexpr heap::ProcessId process_of(std::uint64_t word) noexcept {
 struct Head {
   std::atomic<std::uint32_t> pushes;    // futex, also of Partition::close(); any process
   std::atomic<std::uint32_t> sleepers;  // at least as many as sleep on it; any process
+  // 1: a consumer looks at `pushes` before it sleeps. A push that takes the 1 away wakes nobody else. Of a dead
+  // process: one push wakes nobody, and what it brought is found at the end of a sleeper's slice.
+  std::atomic<std::uint32_t> lookers;
   alignas(64) SharedWord head;          // ticket; nothing ready lies before it
   alignas(64) SharedWord tail;          // ticket the next push begins to look at
   alignas(64) SharedWord idle[kProcessesMax / 64];  // a bit a process slot that waits; that process, its reaper
@@ -124,7 +128,21 @@ class Queue::Ring {
     kill_point("queue.push.ready");
     lower_head(ticket);
     head().pushes.fetch_add(1);
+    if (head().lookers.load() != 0 && head().lookers.exchange(0) != 0) return;
     if (head().sleepers.load() > 0) futex_wake(head().pushes, 1);
+  }
+
+  // Whether a push came while this process looked, as the only one of its server that does.
+  bool look(std::uint32_t pushes) noexcept {
+    thread_local Patience of_workers;
+    std::uint32_t expected = 0;
+    if (!head().lookers.compare_exchange_strong(expected, 1)) return false;
+    kill_point("queue.take.looking");
+    if (of_workers.wait([&] { return head().pushes.load() != pushes; })) {
+      head().lookers.exchange(0);  // usually the push has
+      return true;
+    }
+    return head().lookers.exchange(0) == 0;  // then a push counts on this process
   }
 
   // Past entries at the head that hold nothing ready. A late producer either lowers the head itself or is
@@ -218,12 +236,14 @@ Result<Entry> Queue::take(std::uint32_t timeout_ms) {
     if (const std::optional<Entry> entry = ring.try_take()) return *entry;
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return Status(Code::timed_out, "no task arrived");
-    head.sleepers.fetch_add(1);
     ring.set_idle(true);
-    const Wake wake =
-        futex_wait(head.pushes, pushes, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
+    Wake wake = Wake::changed;
+    if (!ring.look(pushes)) {
+      head.sleepers.fetch_add(1);
+      wake = futex_wait(head.pushes, pushes, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
+      head.sleepers.fetch_sub(1);
+    }
     ring.set_idle(false);
-    head.sleepers.fetch_sub(1);
     if (wake == Wake::interrupted) return Status(Code::interrupted, "a signal arrived");
   }
 }

@@ -10,6 +10,7 @@
 #include "base/futex.hpp"
 #include "base/kill_point.hpp"
 #include "base/limits.hpp"
+#include "base/patience.hpp"
 #include "tasks/arrivals.hpp"
 #include "tasks/queue.hpp"
 
@@ -47,6 +48,11 @@ static_assert(RecordOutcome::kBlocklessMax * kBlockAlignment < 4096, "the first 
 const std::atomic<std::uint32_t>& futex_of(const Record& record) noexcept {
   const void* low_half = &record.state.word;  // its address is all the kernel needs
   return *static_cast<const std::atomic<std::uint32_t>*>(low_half);
+}
+
+Patience& patience() noexcept {
+  thread_local Patience of_joins;
+  return of_joins;
 }
 
 heap::ProcessId maker_of(const heap::Partition& partition, const GlobalPointer& record) noexcept {
@@ -130,6 +136,7 @@ Result<Record*> Queue::wait(heap::Partition& partition, const GlobalPointer& poi
     const Deadline slice = std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs));
     // By compare-and-swap, as all that is done to a record: another thread may have freed it meanwhile.
     if (!is_pending(word, pointer.colour)) return Status(Code::not_found, "the record is another's");
+    if (patience().wait([&] { return record->state.word.load(std::memory_order_acquire) != word; })) continue;
     const std::uint64_t waited = word | kWaited;
     std::uint64_t seen = word;
     if (word != waited && !record->state.word.compare_exchange_strong(seen, waited)) continue;

@@ -131,7 +131,8 @@ inline Bytes any_frame(Dice& dice, const GlobalPointer& block, std::uint64_t buf
       header = verb == wire::SharedVerb::bury ? request(operation) : request(operation, block);
       header.argument = static_cast<std::uint16_t>(verb);
       header.region = {dice.next(), dice.next(), dice.next(), dice.next()};
-      const bool takes_body = verb == wire::SharedVerb::unlock || verb == wire::SharedVerb::send;
+      const bool takes_body = verb == wire::SharedVerb::unlock || verb == wire::SharedVerb::send ||
+                              verb == wire::SharedVerb::dict;
       if (takes_body && dice.once_in(2)) body = sample;
       break;
     }

@@ -17,6 +17,7 @@
 #include "cache/copies.hpp"
 #include "server/deliver.hpp"
 #include "server/reaper.hpp"
+#include "server/quiet_thread.hpp"
 #include "tasks/queue.hpp"
 #include "test/harness.hpp"
 #include "test/heap_fixture.hpp"
@@ -111,6 +112,19 @@ TEST("each action ends a process its own way") {
   CHECK_EQ(end_of(KillAction::stop), 0);
 }
 
+TEST("a thread that takes no signals ends its process all the same") {
+  for (const KillAction action : {KillAction::kill, KillAction::segfault, KillAction::abort, KillAction::exit}) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      arm_kill_point(kAnyKillPoint, 1, action);
+      server::start_quiet_thread("test", [] { kill_point("queue.push.ready"); }).join();
+      ::_exit(0);
+    }
+    int status = 0;
+    CHECK(::waitpid(pid, &status, 0) == pid && (WIFSIGNALED(status) || WEXITSTATUS(status) != 0));
+  }
+}
+
 namespace {
 
 GlobalPointer elsewhere(std::uint64_t number) {
@@ -183,6 +197,7 @@ void cancel_task(Heap& heap, Queue& queue) {
   while (true) {
     run_task(heap, queue, peers);
     cancel_task(heap, queue);
+    if (random() % 4 == 0 && queue.take(1).ok()) ::_exit(4);  // there is none left
     const GlobalPointer tree = make_block(heap, 100, {make_block(heap, 200'000), make_block(heap, 10)});
     free_tree(heap, tree);
     free_tree(heap, make_block(heap, 3'000'000));

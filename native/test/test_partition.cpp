@@ -295,6 +295,24 @@ TEST("counters start at zero for each process and their sums never fall") {
   CHECK_EQ(sum(), 6U);
 }
 
+TEST("a value half written is not seen, and keeps no reader waiting") {
+  struct Raw {  // as heap::Latched lays it out
+    std::uint64_t sequence;
+    std::uint64_t copies[2][2];
+  };
+  alignas(heap::Latched<2>) std::byte memory[sizeof(Raw)] = {};
+  static_assert(sizeof(heap::Latched<2>) == sizeof(Raw));
+  auto* latched = new (memory) heap::Latched<2>();
+  for (std::uint64_t value = 1; value < 5; ++value) {
+    latched->write({value, value});
+    Raw raw;
+    std::memcpy(&raw, memory, sizeof raw);
+    raw.copies[(raw.sequence + 1) % 2][0] = 99;  // a writer was killed here
+    std::memcpy(memory, &raw, sizeof raw);
+    CHECK(latched->read() == (heap::Latched<2>::Words{value, value}));
+  }
+}
+
 TEST("an endpoint is read whole while it changes") {
   Host host;
   CHECK_EQ(host.partition->endpoint(9).epoch, 0U);

@@ -7,7 +7,9 @@
 #include <sys/wait.h>
 #include <thread>
 
+#include "base/kill_point.hpp"
 #include "base/limits.hpp"
+#include "base/patience.hpp"
 #include "tasks/queue.hpp"
 #include "test/harness.hpp"
 #include "test/heap_fixture.hpp"
@@ -384,6 +386,35 @@ TEST("a dropped record takes its completion along, or refuses it when it comes l
 }
 
 #if DRUST_TEST_FORKS
+TEST("a task that came to a worker killed before it slept is taken by another") {
+  if (Patience::is_alone()) return;
+  Host host;
+  Queue queue(*host.heap);
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    auto attached = Partition::attach(::dup(host.partition->memfd()));
+    const auto process =
+        attached.value()->claim_process(ProcessKind::worker, static_cast<std::uint32_t>(::getpid()));
+    heap::Heap heap(*attached.value(), process.value());
+    Queue mine(heap);
+    arm_kill_point(KillPoint("queue.take.looking").index(), 1, KillAction::kill);
+    static_cast<void>(mine.take(1000));
+    ::_exit(3);
+  }
+  int status = 0;
+  CHECK_EQ(::waitpid(pid, &status, 0), pid);
+  CHECK(WIFSIGNALED(status));
+  std::atomic<bool> has_taken{false};
+  std::thread sleeper([&] {
+    Second second(host);
+    has_taken = second.queue.take(5000).ok();
+  });
+  while (queue.idle() < 2) std::this_thread::yield();  // the dead one's bit, and the sleeper's
+  CHECK(queue.push(task(1), record(1)).ok());
+  sleeper.join();
+  CHECK(has_taken.load());
+}
+
 TEST("producers and workers killed at any moment leave no entry that nobody answers for") {
   Host host;
   Queue queue(*host.heap);

@@ -1,5 +1,4 @@
-// Shared objects: how long they live, the lock word against every small case, the lock between threads, and what is
-// left of it when processes are killed at each step.
+// Shared objects: how long they live, the lock word against every small case, and the lock between threads.
 #include <csignal>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -12,53 +11,13 @@
 #include "heap/shared.hpp"
 #include "sync/atomic.hpp"
 #include "sync/bury.hpp"
-#include "sync/mutex.hpp"
+#include "sync/lock.hpp"
 #include "test/harness.hpp"
-#include "test/heap_fixture.hpp"
+#include "test/shared_fixture.hpp"
 
 using namespace drust;
 using namespace drust::sync;
-using test::Host;
-using test::make_block;
-
-namespace {
-
-struct Shared {
-  GlobalPointer object;
-  GlobalPointer hold;
-  MutexWords* words = nullptr;
-  explicit Shared(Host& host) {
-    const auto made = make<MutexWords>(*host.heap, Kind::mutex, object, MutexWords::kChildren);
-    ensure(made.ok(), "no shared object to test with");
-    hold = made.value();
-    words = find<MutexWords>(*host.partition, object);
-    ensure(words != nullptr, "the object is not found");
-  }
-};
-
-// As the server's attendant does.
-std::size_t sweep(Host& host) {
-  std::size_t freed = 0;
-  std::vector<GlobalPointer> remote;
-  for (const heap::Looked& looked : heap::look_at_marked(*host.partition)) {
-    if (!looked.has_holds[0] && !looked.has_holds[1]) freed += host.heap->free(looked.object, remote).ok() ? 1U : 0U;
-  }
-  return freed;
-}
-
-bool lock_within(MutexWords& words, Who who, std::uint64_t token, std::uint32_t wait_ms) {
-  const Deadline deadline = deadline_in(wait_ms);
-  if (try_lock(words, who)) return true;
-  const Queued queued = queue_up(words, who, token);
-  if (queued.met != Met::waiting) return queued.met == Met::locked;
-  while (!has_entered(words, who, queued.place)) {
-    if (std::chrono::steady_clock::now() >= deadline) return give_up(words, who, queued.place);
-    static_cast<void>(words.line.wait(queued.place, deadline));
-  }
-  return true;
-}
-
-}  // namespace
+using namespace drust::test;
 
 TEST("an object that only one hold ever named goes with it at once") {
   Host host;
@@ -78,7 +37,7 @@ TEST("an object lives while any hold names it, and is freed by the look after th
   std::vector<GlobalPointer> remote;
   CHECK(host.heap->free(shared.hold, remote).ok());
   CHECK_EQ(sweep(host), 0U);
-  CHECK(find<MutexWords>(*host.partition, shared.object) != nullptr);
+  CHECK(find<LockWords>(*host.partition, shared.object) != nullptr);
   CHECK(host.heap->free(second.value(), remote).ok());
   CHECK_EQ(sweep(host), 1U);
   CHECK_EQ(host.partition->live_blocks(), before);
@@ -104,7 +63,7 @@ TEST("what a dead process held is given back by its reaper") {
   {
     heap::Heap theirs(*host.partition, other);
     GlobalPointer object;
-    CHECK(make<MutexWords>(theirs, Kind::mutex, object, MutexWords::kChildren).ok());
+    CHECK(make<LockWords>(theirs, Kind::mutex, object, LockWords::kChildren).ok());
     const auto second = heap::make_hold(theirs, object, 0);
     CHECK(second.ok());
     host.partition->declare_dead(other);
@@ -169,7 +128,7 @@ TEST("one thread at a time has the lock, whoever waits, gives up or comes back")
       const Who who = Who::make(host.partition->server(), {static_cast<std::uint32_t>(index / 2), 1});
       for (int round = 0; round < kRounds; ++round) {
         const std::uint32_t wait_ms = round % 7 == 0 ? 0 : 10'000;
-        if (!lock_within(*shared.words, who, static_cast<std::uint64_t>(index), wait_ms)) continue;
+        if (!lock_within(*host.partition, *shared.words, who, static_cast<std::uint64_t>(index), wait_ms)) continue;
         ++guarded;
         taken.fetch_add(1);
         unlock(*host.partition, *shared.words, false);
@@ -190,7 +149,7 @@ TEST("the lock is handed over in the order in which it was asked for") {
   CHECK(try_lock(*shared.words, process(0)));
   std::vector<Queued> places;
   for (std::uint32_t slot = 1; slot <= 5; ++slot) places.push_back(queue_up(*shared.words, process(slot), slot));
-  CHECK(!give_up(*shared.words, process(2), places[1].place));
+  CHECK(!give_up(*host.partition, *shared.words, process(2), places[1].place));
   for (const std::uint32_t slot : {1U, 3U, 4U, 5U}) {
     unlock(*host.partition, *shared.words, false);
     CHECK(!try_lock(*shared.words, process(9)));  // nobody gets in between
@@ -211,7 +170,7 @@ TEST("who gives up just when his turn comes has the lock") {
   CHECK(try_lock(*shared.words, first));
   const Queued queued = queue_up(*shared.words, second, 1);
   unlock(*host.partition, *shared.words, false);
-  CHECK(give_up(*shared.words, second, queued.place));
+  CHECK(give_up(*host.partition, *shared.words, second, queued.place));
   CHECK(look(*shared.words).who() == second);
 }
 
@@ -227,7 +186,7 @@ TEST("a line that is full says so, and takes the next one when somebody leaves")
   const bool is_crowded = queue_up(*shared.words, who, 99).met == Met::crowded;
   CHECK(is_crowded);
   CHECK(shared.words->line.wait_for_place(deadline_in(0)) == Wake::timed_out);
-  CHECK(!give_up(*shared.words, who, 7));
+  CHECK(!give_up(*host.partition, *shared.words, who, 7));
   CHECK_EQ(queue_up(*shared.words, who, 99).place, 7U);
 }
 
@@ -265,99 +224,11 @@ TEST("a value that is written back takes the place of the one before, which is f
   std::vector<GlobalPointer> remote;
   for (int round = 0; round < 5; ++round) {
     const GlobalPointer value = make_block(*host.heap, 100);
-    put_value(*host.heap, shared.object, shared.words->value, value, remote);
-    CHECK(current_value(*host.partition, shared.object, shared.words->value) == value);
+    put_value(*host.heap, shared.object, *shared.words, value, remote);
+    CHECK(current_value(*host.partition, shared.object, *shared.words) == value);
     CHECK_EQ(host.partition->live_blocks(), before + 1);
   }
   CHECK_EQ(shared.words->value.version.load(), 5U);
   CHECK(host.heap->free(shared.hold, remote).ok());
   CHECK_EQ(host.partition->live_blocks(), before - 2);
 }
-
-#if DRUST_TEST_FORKS
-namespace {
-
-// In a child: takes the lock as fast as it can, waiting where it must, and writes values back; never returns.
-[[noreturn]] void contend(int memfd, const GlobalPointer& object, std::uint32_t point, std::uint32_t nth, int ready) {
-  auto attached = heap::Partition::attach(memfd);
-  if (!attached.ok()) ::_exit(2);
-  heap::Partition& partition = *attached.value();
-  const auto process = partition.claim_process(heap::ProcessKind::worker, static_cast<std::uint32_t>(::getpid()));
-  if (!process.ok()) ::_exit(3);
-  heap::Heap heap(partition, process.value());
-  const Who who = Who::make(partition.server(), process.value());
-  auto* words = find<MutexWords>(partition, object);
-  static_cast<void>(!::write(ready, &process.value(), sizeof process.value()));
-  arm_kill_point(point, nth, KillAction::kill);
-  std::vector<GlobalPointer> remote;
-  for (;;) {
-    if (!lock_within(*words, who, 1, 1)) continue;
-    const GlobalPointer value = make_block(heap, 200);
-    put_value(heap, object, words->value, value, remote);
-    unlock(partition, *words, false);
-    if (const auto more = heap::make_hold(heap, object, 0); more.ok()) static_cast<void>(heap.free(more.value(), remote));
-    GlobalPointer own;
-    if (const auto first = make<AtomicWords>(heap, Kind::integer, own); first.ok())
-      static_cast<void>(heap.free(first.value(), remote));
-  }
-}
-
-}  // namespace
-
-TEST("a kill at any step leaves a lock that the next one gets, a value, and nothing that nobody owns") {
-  for (std::uint32_t point = 0; point < kKillPoints.size(); ++point) {
-    if (!kKillPoints[point].starts_with("shared.") || kKillPoints[point].starts_with("shared.channel.")) continue;
-    for (const std::uint32_t nth : {1U, 7U}) {
-      Host host;
-      const std::uint64_t before = host.partition->live_blocks();
-      Shared shared(host);
-      std::vector<GlobalPointer> remote;
-      put_value(*host.heap, shared.object, shared.words->value, make_block(*host.heap, 200), remote);
-      int ready[2];
-      ensure(::pipe(ready) == 0, "no pipe");
-      struct Child {
-        pid_t pid;
-        heap::ProcessId process;
-      };
-      std::vector<Child> children;
-      for (int index = 0; index < 2; ++index) {
-        const pid_t pid = ::fork();
-        if (pid == 0) contend(host.partition->memfd(), shared.object, point, nth, ready[1]);
-        Child child{pid, {}};
-        ensure(::read(ready[0], &child.process, sizeof child.process) == sizeof child.process, "a child is not ready");
-        children.push_back(child);
-      }
-      const Who me = Who::make(host.partition->server(), host.process);
-      std::uint32_t left = 2;
-      while (left > 0) {  // this process contends too, so that each point is passed
-        if (lock_within(*shared.words, me, 9, 1)) unlock(*host.partition, *shared.words, false);
-        int status = 0;
-        const pid_t ended = ::waitpid(-1, &status, WNOHANG);
-        if (ended <= 0) continue;
-        CHECK(WIFSIGNALED(status));
-        --left;
-        for (const Child& child : children) {
-          if (child.pid != ended) continue;
-          host.partition->declare_dead(child.process);
-          const Who dead = Who::make(host.partition->server(), child.process);
-          bury_everywhere(*host.heap, [dead](Who who) { return who == dead; }, child.process);
-          host.heap->adopt(child.process, &remote);
-          host.heap->free_owned_by(child.process, remote);
-          host.partition->release_process(child.process);
-        }
-      }
-      ::close(ready[0]);
-      ::close(ready[1]);
-      if (!CHECK(lock_within(*shared.words, me, 9, 1000))) std::printf("at %s\n", kKillPoints[point].data());
-      const GlobalPointer value = current_value(*host.partition, shared.object, shared.words->value);
-      if (!CHECK(host.partition->find(value.address, value.colour).ok()))
-        std::printf("no value at %s\n", kKillPoints[point].data());
-      unlock(*host.partition, *shared.words, false);
-      CHECK_EQ(shared.words->line.length(), 0U);
-      CHECK(host.heap->free(shared.hold, remote).ok());
-      static_cast<void>(sweep(host));
-      if (!CHECK_EQ(host.partition->live_blocks(), before)) std::printf("left at %s\n", kKillPoints[point].data());
-    }
-  }
-}
-#endif

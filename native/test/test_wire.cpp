@@ -106,7 +106,7 @@ TEST("a step at a shared object names a verb and its hold, and has a body where 
     });
   };
   for (auto verb = SharedVerb::hold; verb < SharedVerb::count_; verb = static_cast<SharedVerb>(static_cast<int>(verb) + 1)) {
-    const bool takes_body = verb == SharedVerb::unlock || verb == SharedVerb::send;
+    const bool takes_body = verb == SharedVerb::unlock || verb == SharedVerb::send || verb == SharedVerb::dict;
     CHECK_EQ(is_taken(verb, 0), verb != SharedVerb::bury);
     CHECK_EQ(is_taken(verb, 0, false), verb == SharedVerb::bury);
     CHECK_EQ(is_taken(verb, 256), takes_body);

@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "base/limits.hpp"
+#include "base/patience.hpp"
 
 namespace drust::transport {
 namespace {
@@ -83,7 +84,15 @@ class TcpStream final : public Stream {
     return {};
   }
 
-  Result<std::size_t> receive_some(std::span<const iovec> parts) override { return receive(parts, 0); }
+  // The beginning of an answer, which a peer nearby has soon.
+  Result<std::size_t> receive_some(std::span<const iovec> parts) override {
+    ssize_t received = -1;
+    const auto look = [&] {
+      received = receive_parts(parts, MSG_DONTWAIT);
+      return received > 0;
+    };
+    return patience_.wait(look) ? Result<std::size_t>(static_cast<std::size_t>(received)) : receive(parts, 0);
+  }
 
   Status receive_all(std::span<iovec> parts) override {
     for (parts = drop_front(parts, 0); !parts.empty();) {
@@ -202,7 +211,8 @@ class TcpStream final : public Stream {
   }
 
   Descriptor socket_;
-  std::uint32_t silence_ms_ = 0;  // 0: unbounded; used by the thread that holds the stream
+  std::uint32_t silence_ms_ = 0;  // 0: unbounded; used by the thread that holds the stream, as the next
+  Patience patience_;             // with what is asked for and has not come yet
 };
 
 class TcpListener final : public Listener {

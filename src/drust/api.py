@@ -3,6 +3,7 @@
 from drust._core import Box, Ref, RefMut
 from drust.codecs import register
 from drust.codecs.tied import Tied
+from drust.collections import Array, ArrayMut, ArrayRef, AtomicPtr, Dict, KeyLocks, Tile, Vec
 from drust.creation import empty, full, zeros
 from drust.errors import (
     BorrowError,
@@ -37,6 +38,7 @@ from drust.sync import (
     Mutex,
     Once,
     Receiver,
+    RwLock,
     Semaphore,
     Sender,
     channel,
@@ -45,8 +47,12 @@ from drust.tasks import JoinHandle, spawn, spawn_to
 
 __all__ = [
     "Arc",
+    "Array",
+    "ArrayMut",
+    "ArrayRef",
     "AtomicBool",
     "AtomicInt",
+    "AtomicPtr",
     "Barrier",
     "BorrowError",
     "BorrowMutError",
@@ -57,9 +63,11 @@ __all__ = [
     "ClosedError",
     "ClusterError",
     "Condvar",
+    "Dict",
     "DrustError",
     "Executor",
     "JoinHandle",
+    "KeyLocks",
     "MovedError",
     "Mutex",
     "Once",
@@ -70,6 +78,7 @@ __all__ = [
     "Ref",
     "RefMut",
     "RevokedError",
+    "RwLock",
     "Scope",
     "Semaphore",
     "Sender",
@@ -78,6 +87,8 @@ __all__ = [
     "StaleViewWarning",
     "TaskError",
     "Tied",
+    "Tile",
+    "Vec",
     "WorkerLostError",
     "channel",
     "current_session",

@@ -50,7 +50,8 @@ def as_ended(handles: "Iterable[JoinHandle[Any]]") -> "Iterator[JoinHandle[Any]]
         if news is None or (not news and helped is None):
             ended = [key for key, handle in waiting.items() if handle.poll()]
         else:
-            ended = [key for key in news if key in waiting and waiting[key].poll()]
+            # A cancelled task may be told twice: when its record ends, and when its handle has taken that in.
+            ended = [key for key in dict.fromkeys(news) if key in waiting and waiting[key].poll()]
         for key in ended:
             yield waiting.pop(key)
 

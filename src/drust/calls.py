@@ -134,6 +134,8 @@ class Outgoing:
         self.name = name
         self.decision = None if target is None else placement.told(target)
         self.target = -1 if target is None else target
+        self.epoch = 0
+        """Of the target's row before the call was sent, which may be lost as soon as it has it; 0 here."""
         self.retries = retries
         self.pointer: Pointer = (0, 0, 0)
         self.lends: list[_Lend] = []
@@ -399,7 +401,7 @@ class Completion:
     def lend(self, index: int, box: "_core.Box[Any]") -> "Pointer | _core.Pin":
         """Where mutable lend `index` is now. This process's death frees it if it is a new version."""
         child = self._first_lend + index
-        *where, flags = self._pin.children[child]
+        *where, flags = self._pin.child(child)
         pointer = (where[0], where[1], where[2])
         before = box._pin
         is_new = flags & (LENT_SHARED | LENT_MUTABLE) == LENT_MUTABLE
@@ -412,14 +414,14 @@ class Completion:
     def taken(self, index: int) -> None:
         """Mutable lend `index` has its owner; one elsewhere stays in this block until its Pin dies."""
         child = self._first_lend + index
-        if runtime.server_of(self._pin.children[child][:3]) == runtime.current().server:
+        if runtime.server_of(self._pin.child(child)[:3]) == runtime.current().server:
             runtime.current().take_child(self._pin.pointer, child)
 
     def outcome(self) -> tuple[Any, BaseException | None]:
         """(result, None) or (None, error). Decodes once; the boxes in it are this process's now."""
         try:
             if self._header.apart:
-                pointer = self._pin.children[0][:3]
+                pointer = self._pin.child(0)[:3]
                 value = handles.take_value(pointer)
                 runtime.current().take_child(self._pin.pointer, 0)
                 return value, None

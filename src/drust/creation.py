@@ -22,25 +22,35 @@ def put_elsewhere(encoded: codecs.Encoded, error: OutOfMemoryError) -> _core.Pin
     Raises:
         OutOfMemoryError: `error`, if nobody has room.
     """
+    for server, free_bytes in runtime.vacant_servers(runtime.current()):
+        if free_bytes < codecs.base.part_bytes(encoded.buffers[0]):
+            break
+        try:
+            return put_at(server, encoded)
+        except (OutOfMemoryError, ServerLostError):
+            continue
+    raise error
+
+
+def put_at(server: int, encoded: codecs.Encoded) -> _core.Pin:
+    """An array on another server: 1 request with its bytes. A small block here frees it if this process dies.
+
+    Raises:
+        OutOfMemoryError: no room there, or here for that block.
+        ServerLostError: it is lost.
+    """
     here = runtime.current()
     (part,) = encoded.buffers
     data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
-    for server, free_bytes in runtime.vacant_servers(here):
-        if free_bytes < data.nbytes:
-            break
-        try:
-            pointer = here.put_value(server, encoded.codec, encoded.meta, data)
-        except (OutOfMemoryError, ServerLostError):
-            continue
-        try:
-            block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
-        except OutOfMemoryError:  # not even for that
-            here.free(pointer)
-            break
-        block.disown()
-        holder = here.open(block.pointer, True, groups.FREE_SHALLOW)
-        return _core.Pin.hold(pointer, groups.FREE_TREE, holder, 0)
-    raise error
+    pointer = here.put_value(server, encoded.codec, encoded.meta, data)
+    try:
+        block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
+    except OutOfMemoryError:
+        here.free(pointer)
+        raise
+    block.disown()
+    holder = here.open(block.pointer, True, groups.FREE_SHALLOW)
+    return _core.Pin.hold(pointer, groups.FREE_TREE, holder, 0)
 
 
 def choose_replicas(replicas: object) -> bool:

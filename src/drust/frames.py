@@ -43,7 +43,6 @@ Values: TypeAlias = npt.NDArray[Any]
 Column: TypeAlias = tuple[Values, Mask]
 
 
-
 class _Turn:
     """A frame held by this thread for a change of some of its columns, and what it becomes.
 
@@ -115,7 +114,7 @@ class _Turn:
             return True
         is_viewed = self._is_viewed(source, index)
         part = self.parts[index]
-        is_theirs = self.is_lent or bool(source.children[index][3] & groups.BORROWED)
+        is_theirs = self.is_lent or bool(source.child(index)[3] & groups.BORROWED)
         if not is_viewed and not (is_theirs and part.nbytes <= lends.PRE_IMAGE_BYTES_MAX):
             return False
         if is_viewed:
@@ -241,7 +240,7 @@ class ColumnMut:
             return True
         if self._index is None:
             return False
-        part = runtime.current().open(pin.children[self._index][:3], False, groups.NOTHING)
+        part = runtime.current().open(pin.child(self._index)[:3], False, groups.NOTHING)
         return part.nbytes > lends.PRE_IMAGE_BYTES_MAX
 
     def _end_lend(

@@ -212,14 +212,13 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
     lease = box._lease
 
     def child(index: int) -> "_core.Box[Any] | _core.Shared":
-        flags = source.children[index][3]
+        *where, flags = source.child(index)
+        pointer = (where[0], where[1], where[2])
         kept = lease is not None and bool(flags & KEPT)
         owns = owns_children and writable and not kept
         if flags & _core.HOLD:
-            return open_hold(source.children[index][:3], flags, owns=owns)
-        box_inside = hold(
-            source.children[index][:3], "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED)
-        )
+            return open_hold(pointer, flags, owns=owns)
+        box_inside = hold(pointer, "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED))
         if kept and lease is not None:
             lease.opened(box_inside)
         return box_inside
@@ -318,9 +317,7 @@ def hold(
     )
 
 
-def receive(
-    block: "_core.Pin", index: int, *, again: bool = False
-) -> "_core.Box[Any] | _core.Shared":
+def receive(block: "_core.Pin", index: int, *, again: bool = False) -> "_core.Box[Any] | _core.Shared":
     """The handle that child `index` of a call or completion brought here, wherever it lies. No message.
 
     Args:
@@ -328,8 +325,8 @@ def receive(
         index: which child.
         again: the block keeps a hold that it brought, for the next run of its task.
     """
-    pointer = block.children[index][:3]
-    flags = block.children[index][3]
+    *where, flags = block.child(index)
+    pointer = (where[0], where[1], where[2])
     excepted = bool(flags & EXCEPTED)
     here = runtime.current()
     if flags & _core.HOLD:
@@ -359,7 +356,7 @@ def take_value(pointer: Pointer) -> Any:
         return codecs.decode(pin, False, groups.open_parts(pin).__getitem__)
 
     def child(index: int) -> "_core.Box[Any] | _core.Shared":
-        *where, flags = pin.children[index]
+        *where, flags = pin.child(index)
         pointer = (where[0], where[1], where[2])
         if flags & _core.HOLD:
             return open_hold(pointer, flags, owns=True)
@@ -369,8 +366,6 @@ def take_value(pointer: Pointer) -> Any:
     if pin.children:
         pin.set_release(FREE_SHALLOW)  # they go with their handles
     return value
-
-
 
 
 # -- refusals ----------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ One task a *chunk*: a task costs tens of microseconds, so items that take less w
 one. The function travels once however many chunks name it.
 """
 
+import builtins
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import iscoroutine
 from typing import Any, TypeVar
 
 from drust import arrivals, runtime, shipping
@@ -35,7 +37,8 @@ def map(  # noqa: A001 - it is what the builtin of that name does
     Items may be anything that can be passed to `spawn`: a Box moves, a borrow is lent until its chunk ends.
 
     Args:
-        function: anything callable; it travels once.
+        function: anything callable; it travels once. The items of an `async def` function run side by side in
+            the event loop of the worker that has their chunk.
         iterables: as for the builtin `map`, which stops with the shortest.
         chunk: how many items a task takes; default as many as give each worker eight tasks.
         progress: True or a title for a progress bar on stderr, shown if that is a terminal; or a function
@@ -119,17 +122,41 @@ def spawn_many(
     return start_many(function, list(zip(*iterables, strict=False)), server=server, retry=retry)
 
 
-def call_each(reference: shipping.FunctionReference, items: list[tuple[Any, ...]], first: int) -> list[Any]:
-    """What the task of a chunk runs."""
+def call_each(reference: shipping.FunctionReference, items: list[tuple[Any, ...]], first: int) -> Any:
+    """What the task of a chunk runs. An `async def` function's items run side by side: then a coroutine."""
     function = shipping.resolve(reference)
-    results = []
+    results: list[Any] = []
     for number, item in enumerate(items, first):
         try:
             results.append(function(*item))
         except BaseException as error:
-            error.add_note(f"for item {number} of those given to map")
+            _note(error, number)
+            for coroutine in filter(iscoroutine, results):
+                coroutine.close()
             raise
-    return results
+    return _await_each(results, first) if any(builtins.map(iscoroutine, results)) else results
+
+
+async def _await_each(results: list[Any], first: int) -> list[Any]:
+    """The results, once all that are awaited are there; what the first item that failed raised."""
+    import asyncio
+
+    async def end(result: Any, number: int) -> tuple[Any, BaseException | None]:
+        try:
+            return (await result if iscoroutine(result) else result), None
+        except BaseException as error:  # noqa: BLE001 - SystemExit too ends the item, not the loop
+            _note(error, number)
+            return None, error
+
+    ended = await asyncio.gather(*builtins.map(end, results, itertools.count(first)))
+    for _, error in ended:
+        if error is not None:
+            raise error
+    return [result for result, _ in ended]
+
+
+def _note(error: BaseException, number: int) -> None:
+    error.add_note(f"for item {number} of those given to map")
 
 
 @contextmanager

@@ -44,6 +44,7 @@ OWNER_NAMES = {
     6: "a task, as its version of what it was lent",
     7: "another server, as a replica",
     8: "whoever has a handle of it",
+    9: "whoever receives it",
 }
 
 
@@ -183,11 +184,13 @@ def _native_error(code: int, detail: str) -> DrustError:
             usage = runtime.usage() if runtime is not None else {"quota_bytes": 0, "claimed_bytes": 0}
             vacant = vacant_servers(runtime) if runtime is not None else []
             asked = re.search(r"no room for (\d+) bytes", detail)
+            machine = "the machine or the container has no room" in detail
             return OutOfMemoryError(
                 detail=f"{detail}.",
                 requested_bytes=int(asked[1]) if asked else 0,
-                heap_bytes=usage["quota_bytes"],
-                free_bytes=usage["quota_bytes"] - usage["claimed_bytes"],
+                limit="the memory limit of the machine or its container" if machine else "the heap's quota",
+                heap_bytes=0 if machine else usage["quota_bytes"],
+                free_bytes=0 if machine else usage["quota_bytes"] - usage["claimed_bytes"],
                 largest=largest,
                 vacant=f"server {vacant[0][0]} has {format_bytes(vacant[0][1])} left" if vacant else "",
             )

@@ -68,7 +68,7 @@ class JoinHandle(Generic[T]):
         self._call: calls.Outgoing | None = call
         self._decision = call.decision
         self._runtime = runtime.current()
-        self._epoch = self._runtime.endpoint(server)[0] if server != self._runtime.server else 0
+        self._epoch = call.epoch
         self._silent_s = 0.0  # since when its server has not answered; 0 while it does
         self._finished = False
         self._value: Any = None
@@ -148,7 +148,7 @@ class JoinHandle(Generic[T]):
             self.join(timeout)
         except BaseException as error:
             if error is self._error:
-                return error
+                return error.with_traceback(None)  # which has this frame, and so the handle
             raise
         return None
 
@@ -468,7 +468,6 @@ def start(
 ) -> JoinHandle[T]:
     """`spawn` for a function whose own keyword arguments may be called `server` and `retry`."""
     here = runtime.current()
-    here = runtime.current()
     told = _check_target(server)
     call = calls.Outgoing(_name_of(function), told, shipping.ship(function), function, _check_retry(retry))
     record = _prepare(here, call, args, kwargs)
@@ -551,6 +550,7 @@ def _prepare(
     """Encodes a call, with its lends and moves; its record. If it raises, nothing was lent or moved."""
     try:
         call.encode(args, kwargs)
+        call.epoch = here.endpoint(call.target)[0] if call.target != here.server else 0
         return here.make_record(call.target, call.records, 0 if call.lease is None else call.lease.id)
     except BaseException:
         call.undo()

@@ -1,7 +1,7 @@
 """`drust bench sync`: shared state beside what a person would use without drust.
 
 On this host beside `threading.Lock` and the primitives of `multiprocessing`, which are semaphores and pipes
-of the kernel; of another server beside round trips of a raw socket with as many bytes.
+of the kernel; of another server beside round trips of a raw socket with as many bytes. Dict: dicts.py.
 """
 
 import multiprocessing
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from drust.bench import borrows, machine_facts, micro
+from drust.bench.dicts import dicts
 from drust.bench.peers import Peers, round_trip
 from drust.bench.report import Report
 from drust.bench.rows import Aim, Bench, Group, Row
 from drust.bench.stats import Operation
+from drust.collections import AtomicPtr, KeyLocks
 from drust.session import init
-from drust.sync import AtomicInt, Mutex, channel
+from drust.sync import AtomicBool, AtomicInt, Mutex, RwLock, channel
 from drust.tasks import spawn
 
 _HEAP_BYTES = 256 * 2**20
@@ -84,6 +86,95 @@ def locks(bench: Bench) -> Iterator[Row]:
     )
 
 
+def read_loop(lock: "RwLock[Any]") -> Operation:
+    """A look and its end."""
+
+    def run(count: int) -> float:
+        start = perf_counter()
+        for _ in repeat(None, count):
+            with lock.read() as _value:
+                pass
+        return perf_counter() - start
+
+    return Operation(run)
+
+
+def readers(bench: Bench) -> Iterator[Row]:
+    """Reading what others read too, and the lock of one key, beside locks without a value."""
+    alone, shared = RwLock({"answer": 42}), RwLock(np.zeros(1024))
+    spawn(see, shared).join()
+    thread, process = "with threading.Lock()", "with multiprocessing.Lock()"
+    lock, other = borrows.lock_loop(threading.Lock()), borrows.lock_loop(multiprocessing.Lock())
+    yield bench.compare("rwlock-read", "with rwlock.read(), a dict of ours", thread, read_loop(alone), lock)
+    yield bench.compare(
+        "rwlock-read-shared", "an array that others have too", process, read_loop(shared), other
+    )
+    keys: KeyLocks[str] = KeyLocks(on=[0])
+
+    def of_a_key() -> None:
+        with keys.lock("a"):
+            pass
+
+    yield bench.compare("key-lock", 'with keys.lock("a")', process, timed(of_a_key), other)
+    pointer = AtomicPtr({"answer": 42})
+    yield bench.compare("atomic-ptr", "AtomicPtr.load() of a small dict", thread, timed(pointer.load), lock)
+
+
+def contend(mutex: "Mutex[Any]", stops: AtomicBool) -> None:
+    """A task: locks it again and again."""
+    while not stops.load():
+        with mutex.lock():
+            pass
+
+
+def contend_for(lock: Any, goes: Any, stops: Any) -> None:
+    """A process: locks it again and again between `goes` and `stops`."""
+    while goes.wait():
+        while not stops.is_set():
+            with lock:
+                pass
+        goes.clear()
+        stops.clear()
+
+
+def contended(bench: Bench) -> Iterator[Row]:
+    """A lock that another process wants all the time. A Mutex is handed over in order, a semaphore is not."""
+    context = multiprocessing.get_context("spawn")
+    lock, goes, stops = context.Lock(), context.Event(), context.Event()
+    other = context.Process(target=contend_for, args=(lock, goes, stops), daemon=True)
+    other.start()
+    mutex, ends = Mutex(np.zeros(1)), AtomicBool()
+    loops = lock_loop(mutex), borrows.lock_loop(lock)
+
+    def ours(count: int) -> float:
+        ends.store(False)
+        job = spawn(contend, mutex, ends)
+        took = loops[0].run(count)
+        ends.store(True)
+        job.join()
+        return took
+
+    def theirs(count: int) -> float:
+        goes.set()
+        took = loops[1].run(count)
+        stops.set()
+        while stops.is_set():
+            pass
+        return took
+
+    try:
+        yield bench.compare(
+            "mutex-contended",
+            "with mutex.lock(), which another process wants too",
+            "with multiprocessing.Lock(), likewise",
+            Operation(ours),
+            Operation(theirs),
+        )
+    finally:
+        other.kill()
+        other.join()
+
+
 def atomics(bench: Bench) -> Iterator[Row]:
     """A step of an atomic beside a shared value of `multiprocessing` under its lock."""
     atomic = AtomicInt()
@@ -141,7 +232,15 @@ def remote(bench: Bench) -> Iterator[Row]:
     )
 
 
-GROUPS: dict[str, Group] = {"locks": locks, "atomics": atomics, "channels": channels, "remote": remote}
+GROUPS: dict[str, Group] = {
+    "locks": locks,
+    "readers": readers,
+    "contended": contended,
+    "atomics": atomics,
+    "channels": channels,
+    "remote": remote,
+    "dicts": dicts,
+}
 """What `--only` takes, and what it runs."""
 
 

@@ -184,6 +184,43 @@ _codec = PickleCodec()
 install(_codec, object, subclasses=True)
 
 
+def pickle_alone(value: Any, name: str) -> bytes:
+    """A value as one pickle, its buffers inside, for what stores bytes and owns nothing.
+
+    Args:
+        value: without Boxes and handles of shared objects.
+        name: what an error calls it.
+
+    Raises:
+        UnpicklableError: naming the part, the path to it, and what to do.
+    """
+    if type(value) in _ATOMS:
+        return pickle.dumps(value, _PROTOCOL)
+    for kind in (picklers.PlainPickler, picklers.CloudPickler):
+        stream = io.BytesIO()
+        pickler = kind(stream, _PROTOCOL)
+        pickler.handles = _handles
+        pickler.tied = None
+        try:
+            pickler.dump(value)
+        except MetHandle:
+            raise UnpicklableError(
+                object=name,
+                reason="it holds a Box or a handle of a shared object, and could not own it",
+                detail="Put what the Box holds, or keep the handle beside it.",
+            ) from None
+        except (DrustError, MemoryError):
+            raise
+        except NeedsCloudpickle:
+            continue
+        except Exception as error:
+            if kind is picklers.CloudPickler:
+                raise _refusal(value, error, _handles) from error
+            continue
+        return stream.getvalue()
+    raise AssertionError("cloudpickle needs cloudpickle")
+
+
 def encode_arguments(value: Any, handles: Mapping[type, int]) -> Encoded:
     """A value in which more kinds of handles may occur than one may own: a task's arguments with its borrows.
 

@@ -14,7 +14,9 @@ import msgspec
 from drust.server import messages
 from drust.server.giving import Giver
 from drust.server.load import Load
+from drust.server.notes import Notes
 from drust.server.pool import Place, Pool
+from drust.server.who import is_among
 
 if TYPE_CHECKING:
     from drust._core import ServerPlane
@@ -45,6 +47,7 @@ class Control:
         self._load = load
         self._giver = giver
         self._shut_down = shut_down
+        self._notes = Notes(plane.find_wait, plane.find_held)
         self._started_s = time.monotonic()
 
     def answer(self, body: bytes) -> bytes:
@@ -72,6 +75,12 @@ class Control:
             case messages.TakeOver(server=server):
                 self._giver.give(server)
                 return messages.Giving()
+            case messages.WaitOf():
+                return self._notes.of(request)
+            case messages.WaitNote():
+                return self._notes.keep(request)
+            case messages.IsAlive(who=who):
+                return messages.Alive(is_alive=is_among(who, self._plane.processes()))
             case messages.Shutdown():
                 self._shut_down()
                 return messages.ShuttingDown()

@@ -10,13 +10,14 @@ for `--json`.
 import msgspec
 
 HOME = 0  # the driver's server
+NOTE_CHARACTERS_MAX = 4000
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
     """The base of all: immutable, its class name as its tag."""
 
 
-# -- driver -> server ----------------------------------------------------------------------------------------
+# -- driver -> server ---------------------------------------------------------------------------------------
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ class Stop(Message, frozen=True):
 
 ToServer = Start | Endpoints | FreeOrphans | Fence | Settle | Stop
 
-# -- server -> driver ----------------------------------------------------------------------------------------
+# -- server -> driver ---------------------------------------------------------------------------------------
 
 
 class Ready(Message, frozen=True):
@@ -212,7 +213,7 @@ ToDriver = Ready | Failed | Joined | Fenced | Protected | Output | WorkerLost | 
 # What an engine tells the driver's runtime.
 Event = WorkerLost | WorkersGivenUp | ServerLost | ServerReplaced | Protected
 
-# -- server -> worker ----------------------------------------------------------------------------------------
+# -- server -> worker ---------------------------------------------------------------------------------------
 
 
 class WorkerStart(Message, frozen=True):
@@ -227,7 +228,7 @@ class WorkerStart(Message, frozen=True):
     log_level: str
 
 
-# -- whoever finds a home server on this host -----------------------------------------------------------
+# -- whoever finds a home server on this host ---------------------------------------------------------------
 
 
 class Welcome(Message, frozen=True):
@@ -238,7 +239,7 @@ class Welcome(Message, frozen=True):
     endpoints: list[Endpoint]
 
 
-# -- the wire's control operation ----------------------------------------------------------------------------
+# -- the wire's control operation ---------------------------------------------------------------------------
 
 
 class Status(Message, frozen=True):
@@ -260,6 +261,28 @@ class ReplicasOf(Message, frozen=True):
 
     server: int
     most: int = 100_000
+
+
+class WaitOf(Message, frozen=True):
+    """Which lock of this server a thread waits for, and for whom. Answered by `Waiting`."""
+
+    who: int
+    token: int
+
+
+class WaitNote(Message, frozen=True):
+    """Where a thread waits for the lock that `hold` names. Answered by an empty `Waiting`."""
+
+    who: int
+    token: int
+    hold: tuple[int, int, int]
+    text: str
+
+
+class IsAlive(Message, frozen=True):
+    """Whether a process of this server is there, as shared objects name it. Answered by `Alive`."""
+
+    who: int
 
 
 class LoadRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -305,7 +328,7 @@ class TakeOver(Message, frozen=True):
     server: int
 
 
-Request = Status | Largest | Shutdown | ReplicasOf | Report | TakeOver
+Request = Status | Largest | Shutdown | ReplicasOf | Report | TakeOver | WaitOf | WaitNote | IsAlive
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -386,13 +409,35 @@ class Giving(Message, frozen=True):
     """What may go is handed over now, as any task is that is sent to another server."""
 
 
+class Waiting(Message, frozen=True):
+    """A lock that a thread waits for.
+
+    Attributes:
+        address: the lock's; 0 if the thread waits for none here.
+        note: where the thread waits, as it said itself.
+        by: who keeps it waiting: process and thread.
+    """
+
+    address: int = 0
+    note: str = ""
+    by: list[tuple[int, int]] = []
+
+
+class Alive(Message, frozen=True):
+    """Whether it is, or was a moment ago."""
+
+    is_alive: bool
+
+
 class Refused(Message, frozen=True):
     """The request could not be read or answered."""
 
     reason: str
 
 
-Reply = ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Loads | Giving | Refused
+Reply = (
+    ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Loads | Giving | Waiting | Alive | Refused
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -109,7 +109,6 @@ class Supervisor:
         self._control.endpoints = endpoints
         mine = [row for row in endpoints if not row.port and row.backup == self._start.server]
         keeps = [row.server for row in mine if self._plane.close_replicas(row.server, row.incarnation)[0]]
-        self._send(messages.Joined(keeps))
         if self._start.server == messages.HOME and self._hall is None:
             self._hall = joining.Hall(self._loop, self._plane.memfd, self._guest_arrived)
         if self._hall:
@@ -118,6 +117,7 @@ class Supervisor:
                     token=self._start.token, driver_pid=self._start.driver_pid, endpoints=endpoints
                 )
             )
+        self._send(messages.Joined(keeps))  # last: the driver goes on, and others may look for the session
         self._pool.fill()
         if len(endpoints) > 1:
             self._load.begin()

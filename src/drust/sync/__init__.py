@@ -2,6 +2,8 @@
 
     atomics    AtomicInt, AtomicBool: one word, and waiting for it to change
     mutex      Mutex: a value that one thread of one process has at a time
+    rwlock     RwLock: a value that many read at once, or one writes
+    guarded    what these two are made of
     channels   channel(): a queue of values between processes
     condvar    Condvar: waiting until the value of a Mutex is as wanted
     arc        Arc: a value that many read and nobody changes
@@ -31,6 +33,7 @@ from drust.sync.channels import Receiver, Sender, channel
 from drust.sync.condvar import Condvar
 from drust.sync.mutex import Mutex
 from drust.sync.once import Once
+from drust.sync.rwlock import RwLock
 from drust.sync.semaphore import Semaphore
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "Mutex",
     "Once",
     "Receiver",
+    "RwLock",
     "Semaphore",
     "Sender",
     "channel",
@@ -51,6 +55,7 @@ _KINDS: dict[int, type[_core.Shared]] = {
     _core.KIND_INTEGER: AtomicInt,
     _core.KIND_BOOLEAN: AtomicBool,
     _core.KIND_MUTEX: Mutex,
+    _core.KIND_RWLOCK: RwLock,
     _core.KIND_CHANNEL: Sender,
     _core.KIND_CHANNEL | _core.OTHER_END: Receiver,
 }

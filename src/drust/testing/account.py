@@ -24,6 +24,7 @@ SETTLE_S = 10.0
 _COPY = 4  # owner kind of the copy table's blocks
 _SHOWN = 20
 _LOOKS = 10  # between two collections of garbage, which are tasks and leave blocks of their own for a moment
+_KEPT_S = 0.5  # a call or a completion that is as it was for so long is not under way
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,17 @@ def take_at_rest(session: Session) -> Account:
     deadline = time.monotonic() + SETTLE_S
     rest(session)
     pause = faults.Pause()
-    seen = take(session)
+    seen, since_s = take(session), time.monotonic()
     while True:
         pause.wait()  # a worker frees what it sent after its spawner has it
-        again = take(session)
-        under_way = any(block.codec > codecs.THIRD_PARTY_MAX for block in again.blocks)  # tasks, completions
-        if (not difference(seen, again) and not under_way) or time.monotonic() > deadline:
+        again, now_s = take(session), time.monotonic()
+        if difference(seen, again):
+            since_s = now_s
+        # Calls and completions under way; or such as somebody keeps, because he keeps what came in them.
+        under_way = any(block.codec > codecs.THIRD_PARTY_MAX for block in again.blocks)
+        if now_s > since_s and (not under_way or now_s - since_s > _KEPT_S):
+            return again
+        if now_s > deadline:
             return again
         seen = again
 

@@ -24,7 +24,7 @@ from drust.errors import WorkerLostError
 from drust.session import Session
 from drust.testing import account, faults, invariants, programs
 
-# Shared objects are killed at in native/test/test_sync.cpp and test_channel.cpp: programs here have none.
+# Shared objects are killed at in native tests (test_sync_kills, test_channel, test_dict): here are none.
 _NOT_HERE = "shared."
 WORKER_POINTS = tuple(point for point in faults.POINTS if not point.startswith(("server.", _NOT_HERE)))
 NTH_ANY_MAX = 400  # passings of any point until a death: a task passes some dozen
@@ -75,6 +75,7 @@ class Run:
         self._history: list[str] = []
         self._rows: dict[int, str] = {}  # armed in this round: who
         self._number = 0
+        self._command = ""  # that plays it again; empty: this module's
 
     def play(self, kills: int) -> Report:
         """Rounds until `kills` workers have died; then account and invariants.
@@ -89,7 +90,7 @@ class Run:
             dead = self._deaths()
             for point in _FIRST_POINTS:
                 self._die_at(point)
-            while self.report.deaths < kills:
+            while not self._is_over(kills):
                 self._round()
                 self.report.deaths = self._deaths() - dead
             self._cells.clear()
@@ -104,16 +105,20 @@ class Run:
         self.report.seconds = time.monotonic() - started_s
         return self.report
 
+    def _is_over(self, kills: int) -> bool:
+        return self.report.deaths >= kills
+
     def _explain(self, error: Exception, kills: int) -> str:
         self._take_rows()
         last = "".join(f"\n    {line}" for line in self._history[-_HISTORY:])
         session = self._session.config
+        command = self._command or f"python -m drust.testing.chaos --seed {self.report.seed} --kills {kills}"
+        again = "" if self._command else " --times 5"
         where = "".join(traceback.format_tb(error.__traceback__)[-4:])
         return (
             f"{type(error).__name__}: {error}\n{where}"
             f"  after {self.report.deaths} deaths in {self.report.rounds} rounds; killed last:{last}\n"
-            f"  play it again: python -m drust.testing.chaos --seed {self.report.seed} --kills {kills}"
-            f" --servers {session.servers} --workers {session.workers} --times 5"
+            f"  play it again: {command} --servers {session.servers} --workers {session.workers}{again}"
         )
 
     def _warm_up(self) -> None:

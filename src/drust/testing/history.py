@@ -162,6 +162,34 @@ class Queue:
         raise ValueError(f"a channel has no {operation}")
 
 
+class Map:
+    """A Dict: `get(key)`, None for nothing, `put(key, value)`, `pop(key)`, `insert(key, value)`,
+    `compare_and_set(key, expected, value)`.
+    """
+
+    def first(self) -> frozenset[tuple[Any, Any]]:
+        """Empty."""
+        return frozenset()
+
+    def step(self, state: Any, operation: Operation) -> tuple[Any, Hashable]:
+        """As the method of that name."""
+        now = dict(state)
+        match operation.name, operation.arguments:
+            case "get", (key,):
+                return now.get(key), state
+            case "put", (key, value):
+                return None, frozenset({**now, key: value}.items())
+            case "pop", (key,):
+                found = now.pop(key, None)
+                return found, frozenset(now.items())
+            case "insert", (key, value):
+                return (False, state) if key in now else (True, frozenset({**now, key: value}.items()))
+            case "compare_and_set", (key, expected, value):
+                met = key in now and now[key] == expected
+                return met, frozenset({**now, key: value}.items()) if met else state
+        raise ValueError(f"a map has no {operation}")
+
+
 class Register:
     """A value behind a Mutex: `read()`, `write(value)`, `append(item)`, which answers what was there."""
 
