@@ -12,7 +12,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,16 +24,9 @@ from click.testing import CliRunner
 import drust
 from drust import Box, ServerLostError
 from drust.testing import account, chaos, faults, load, soak
+from looking import shared_memory_files, wait_until
 
 WAIT_S = 5.0  # every wait on what was lost ends within this
-
-
-def wait_until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
-    pause, deadline = faults.Pause(), time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        pause.wait()
-    return found
 
 
 def pid() -> int:
@@ -210,7 +202,7 @@ def names_left(pids: list[int]) -> list[str]:
 def test_nothing_is_left_of_a_driver_that_dies_at_any_kill_point(tmp_path, passing, how):
     script = tmp_path / "driver.py"
     script.write_text(textwrap.dedent(DRIVER))
-    files = set(Path("/dev/shm").iterdir())
+    files = shared_memory_files()
     command = [sys.executable, str(script), str(passing), how]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     pids = [int(word) for word in run.stdout.split()]
@@ -219,4 +211,4 @@ def test_nothing_is_left_of_a_driver_that_dies_at_any_kill_point(tmp_path, passi
     assert run.returncode == ended.get(how, faults.EXIT_STATUS), run.stderr
     wait_until(lambda: all(faults.process_state(each) in ("", "Z", "X") for each in pids), WAIT_S)
     assert names_left(pids) == []
-    assert set(Path("/dev/shm").iterdir()) <= files
+    assert shared_memory_files() <= files

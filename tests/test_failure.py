@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -15,6 +14,7 @@ import drust
 from drust import Box, ServerLostError, WorkerLostError, submitting
 from drust.errors import PoisonedError
 from drust.testing import faults
+from looking import shared_memory_files
 
 
 def die(value: object = None) -> None:
@@ -214,7 +214,7 @@ SCRIPT = """
 def test_nothing_is_left_however_a_script_ends(tmp_path, end):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT).format(end=end))
-    files = set(Path("/dev/shm").iterdir())
+    files = shared_memory_files()
     environment = {**os.environ, "DRUST_HEAP_BYTES": "64MiB", "DRUST_WORKERS": "1"}
     command = [sys.executable, str(script)]
     script_run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -223,4 +223,4 @@ def test_nothing_is_left_however_a_script_ends(tmp_path, end):
     processes = [psutil.Process(each) for each in pids if psutil.pid_exists(each)]
     _, alive = psutil.wait_procs(processes, timeout=5)
     assert not alive
-    assert set(Path("/dev/shm").iterdir()) <= files
+    assert shared_memory_files() <= files

@@ -7,7 +7,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,9 @@ import drust
 from drust import Box, Session, WorkerLostError
 from drust.server import pool, process
 from drust.testing import account, chaos, faults, invariants
+from looking import wait_until
 
 WAIT_S = 5.0  # every wait on what was lost ends within this
-
-
-def wait_until(condition: Callable[[], Any], within_s: float = 20.0) -> Any:
-    pause, deadline = faults.Pause(), time.monotonic() + within_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        pause.wait()
-    return found
 
 
 def pid() -> int:

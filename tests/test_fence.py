@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from drust.engines.fence import Fence
 from drust.errors import BorrowTimeoutError
 from drust.server import messages
 from drust.testing import account
+from looking import wait_until
 
 LARGE = 200_000  # of 8 bytes: written in place where it lies
 WITHIN_S = 20.0
@@ -69,12 +69,6 @@ def lend_on_twice(boxes: list, gate: str, started: str) -> None:
 
 def lend_down(boxes: list, gate: str, started: str) -> None:
     drust.spawn(lend_on_twice, boxes[0].borrow_mut(), gate, started, server=2).join()
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s
 
 
 def pid_in(path: Path) -> int:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +20,7 @@ from drust.engines.local import LocalCluster
 from drust.errors import AuthenticationError, ClusterError, ServerLostError, ServerStartError
 from drust.runtime import KIND_DRIVER
 from drust.server import joining, messages
+from looking import wait_until
 
 GONE_WITHIN_S = 2.0
 SOON_S = 20.0
@@ -28,17 +28,6 @@ SOON_S = 20.0
 
 def settings(**arguments: Any) -> Config:
     return Config.read({}, **({"servers": 1, "workers": 1, "heap_bytes": 64 << 20} | arguments))
-
-
-def wait_until(condition: Callable[[], object], within_s: float = SOON_S) -> Any:
-    """Looks until `condition` gives something true, which it returns; fails after `within_s`."""
-    deadline_s = time.monotonic() + within_s
-    while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        threading.Event().wait(0.01)
 
 
 def lives(pid: int) -> bool:

@@ -6,7 +6,6 @@ The task below may have written in place what the dead one's lender is to be giv
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import drust
 from drust import Box, PoisonedError, WorkerLostError
 from drust.testing import account
+from looking import wait_until
 
 LARGE = 200_000  # of 8 bytes: written in place where it lies
 SMALL = 10
@@ -57,12 +57,6 @@ def lend_on(boxes: list, function: Callable[..., None], server: int, own: str, *
     look_again = threading.Event()
     while not below.done():
         look_again.wait(0.01)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + WITHIN_S
-    while not condition():
-        assert time.monotonic() < deadline_s
 
 
 def pid_in(path: Path) -> int:

@@ -4,7 +4,7 @@ gives the Box another block; what is lost beside it; and that a Box that did not
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from drust.errors import ConfigError, PoisonedError, WorkerLostError
 from drust.server import messages
 from drust.testing import account
 from fake_cluster import FakeCluster, recovery_of
+from looking import wait_until
 
 WITHIN_S = 5.0  # of every wait on a lost server
 
@@ -75,12 +76,6 @@ def drop_and_die(boxes: list) -> None:
 
 def correct(column: Any) -> None:
     column[0][:] += 1
-
-
-def wait_until(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {within_s} s"
 
 
 @contextmanager

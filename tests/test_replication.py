@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -24,6 +24,7 @@ from drust.engines.ring import Ring
 from drust.errors import ConfigError, WorkerLostError
 from drust.server import messages
 from fake_cluster import recovery_of
+from looking import wait_until
 
 WITHIN_S = 5.0  # of every wait on a lost server
 
@@ -49,12 +50,6 @@ def add_to_table(table: dict, amount: float = 1.0) -> None:
 
 def first_of(a: np.ndarray) -> float:
     return float(a[0])
-
-
-def wait_until(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {within_s} s"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 import drust
 from drust import AtomicBool, AtomicInt, BorrowTimeoutError, Box, ChannelClosedError, WorkerLostError, channel
 from drust.errors import ConfigError, MovedError, QueueFullError, UnpicklableError
+from looking import wait_until
 
 WITHIN_S = 30.0
 
@@ -44,14 +45,6 @@ def send_and_die(sender, value) -> None:
 def hold_and_die(end, held: AtomicBool) -> None:
     held.store(True)
     die()
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        pause.wait(0.002)
 
 
 @pytest.mark.parametrize("home", [0, 1])

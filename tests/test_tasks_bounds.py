@@ -1,6 +1,7 @@
 """Too much of something: deep recursion, more tasks than a queue holds; and what cannot be handed over."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import drust
 from drust import Box
 from drust.errors import ClosedError, TaskError, TooManyBlockedError, UnpicklableError
-from drust.execution import HELP_DEPTH_MAX
+from drust.execution import BLOCKED_FEW, HELP_DEPTH_MAX
 from test_cancel import keep_busy
 
 
@@ -19,6 +20,30 @@ def down(levels: int) -> tuple[int, int]:
         return 0, seen
     below, most = drust.spawn(down, levels - 1).join()
     return below + 1, max(most, seen)
+
+
+def down_busily(levels: int) -> tuple[int, int]:
+    """As `down`, and computes for long enough that an idle worker is quicker to take each level."""
+    seen = threading.active_count()
+    if levels == 0:
+        return 0, seen
+    job = drust.spawn(down_busily, levels - 1)
+    end_s = time.perf_counter() + 0.001
+    while time.perf_counter() < end_s:
+        pass
+    below, most = job.join()
+    return below + 1, max(most, seen)
+
+
+def busy_below(levels: int) -> list[int]:
+    """What tasks give that are never joined: one that is only looked at, some that a scope waits for."""
+    if levels:
+        return drust.spawn(busy_below, levels - 1).join()
+    looked_at = drust.spawn(increment, 1)
+    while not looked_at.done():
+        pass
+    jobs = [drust.spawn(increment, n) for n in range(3)]
+    return [looked_at.join(), *(job.join() for job in reversed(jobs))]
 
 
 def down_in_scopes(levels: int) -> int:
@@ -68,8 +93,8 @@ def join_with_deep_frames(levels: int) -> int:
 
 
 def threads_for(levels: int) -> float:
-    """One for every HELP_DEPTH_MAX; twice as many where other workers are quick to take some levels."""
-    return 2 * levels / HELP_DEPTH_MAX + 8
+    """One for every HELP_DEPTH_MAX, and those of the levels that other workers are quick to take."""
+    return levels / HELP_DEPTH_MAX + 2 * BLOCKED_FEW + 8
 
 
 @pytest.mark.parametrize("shape", ["one_server", "two_servers"])
@@ -78,6 +103,16 @@ def test_a_recursion_of_spawn_and_join_takes_few_threads_for_its_levels(request,
     levels, threads = drust.spawn(down, 600).join()
     assert levels == 600
     assert threads <= threads_for(600)
+
+
+def test_what_is_computed_between_spawn_and_join_costs_no_thread_a_level(one_server):
+    levels, threads = drust.spawn(down_busily, 1200).join()
+    assert levels == 1200
+    assert threads <= threads_for(1200)
+
+
+def test_a_deep_task_need_not_wait_for_what_it_spawns(one_server):
+    assert drust.spawn(busy_below, (BLOCKED_FEW + 4) * HELP_DEPTH_MAX * 2).join() == [2, 3, 2, 1]
 
 
 @pytest.mark.slow

@@ -206,13 +206,14 @@ nb::tuple make_record(Runtime& runtime, ServerId server, nb::list lends, std::ui
 }
 
 // Queues a task block, whose completion goes to `record`: 0 messages here, 1 round trip elsewhere. The block is the
-// queue's from now on. Until it has arrived, its record names it: if this process dies, its reaper finds out.
-void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple, std::uint32_t retries,
-            bool is_bound) {
+// queue's from now on. Until it has arrived, its record names it: if this process dies, its reaper finds out. Here it
+// is kept for so long: left to whoever waits for it. Its ticket, for offer().
+std::uint64_t submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple record_tuple,
+                     std::uint32_t retries, bool is_bound, std::uint32_t kept_us) {
   const GlobalPointer task = to_pointer(task_tuple);
   const GlobalPointer record = to_pointer(record_tuple);
   if (retries > kRetriesMax) throw nb::value_error("retry= is at most 1000");
-  Status status = [&]() -> Status {
+  return unwrap([&]() -> Result<std::uint64_t> {
     nb::gil_scoped_release unlocked;
     tasks::Record* waiting = tasks::Queue::find_record(*runtime.partition, record);
     if (waiting != nullptr) waiting->call.store(task.address.raw());
@@ -220,8 +221,12 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
     const auto kind = is_here ? heap::OwnerKind::queue : heap::OwnerKind::in_transit;
     const std::uint64_t carried = heap::owner_word(kind, is_here ? heap::ProcessId{} : runtime.process);
     runtime.heap->set_owner(task, carried);
-    Status sent = is_here ? runtime.queue->push(task, record, retries, is_bound)
-                          : runtime.peers->submit(server, task, record, retries);
+    Result<std::uint64_t> sent(0);
+    if (is_here) {
+      sent = runtime.queue->push(task, record, {.retries = retries, .is_bound = is_bound, .kept_us = kept_us});
+    } else if (Status told = runtime.peers->submit(server, task, record, retries); !told.ok()) {
+      sent = told;
+    }
     if (!sent.ok()) {
       runtime.heap->set_owner(task, heap::owner_word(heap::OwnerKind::process, runtime.process));
     } else {
@@ -230,8 +235,7 @@ void submit(Runtime& runtime, ServerId server, nb::tuple task_tuple, nb::tuple r
       if (waiting != nullptr) waiting->call.store(tasks::Record::kCallArrived);
     }
     return sent;
-  }();
-  unwrap(status);
+  }());
 }
 
 // Where the task of a record is, or was last: whoever queued it, or took it over, says so there. None: the record is gone.
@@ -448,7 +452,7 @@ void register_runtime(nb::module_& module) {
              for (const GlobalPointer& block : made) r.peers->free_made_later(block);
            })
       .def("submit", &submit, nb::arg("server"), nb::arg("task"), nb::arg("record"), nb::arg("retries") = 0,
-           nb::arg("bound") = false)
+           nb::arg("bound") = false, nb::arg("kept_us") = 0)
       .def("record_server", &record_server, nb::arg("record"))
       .def("take_child", &take_child, nb::arg("task"), nb::arg("index"))
       .def("take_task", &take_task, nb::arg("timeout_ms"))

@@ -104,8 +104,10 @@ std::size_t submit_many(Runtime& runtime, ServerId server, nb::list tasks_list, 
       std::size_t queued = 0;
       Status sent;
       if (is_here) {
-        for (; queued < run.size() && sent.ok(); queued += sent.ok() ? 1 : 0)
-          sent = runtime.queue->push(run[queued].task, run[queued].record, retries, is_bound);
+        for (; queued < run.size() && sent.ok(); queued += sent.ok() ? 1 : 0) {
+          const auto pushed = runtime.queue->push(run[queued].task, run[queued].record, {retries, is_bound, 0});
+          if (!pushed.ok()) sent = pushed.status();
+        }
       } else {
         const Result<std::size_t> told = runtime.peers->submit_all(server, run);
         sent = told.ok() ? Status() : told.status();
@@ -142,6 +144,7 @@ void register_tasks(nb::module_& module, nb::class_<Runtime>& runtime) {
            nb::arg("record"))
       .def("submit_many", &submit_many, nb::arg("server"), nb::arg("tasks"), nb::arg("retries") = 0,
            nb::arg("bound") = false)
+      .def("offer", [](const Runtime& r, std::uint64_t ticket) { r.queue->offer(ticket); }, nb::arg("ticket"))
       .def("take_task_of", &take_task_of, nb::arg("record"))
       .def("knows_task", &knows_task, nb::arg("server"), nb::arg("record"));
 

@@ -410,9 +410,10 @@ Status Operations::queue_task(const wire::RequestHeader& header, Intake& intake)
     return Status(Code::server_lost, "the sender's server is lost");
   }
   const auto retries = static_cast<std::uint32_t>(header.argument & ~wire::Submit::kMore);
-  if (Status pushed = queue_.push(task.value(), pointer_of(header), retries); !pushed.ok()) {
+  const Result<std::uint64_t> pushed = queue_.push(task.value(), pointer_of(header), {.retries = retries});
+  if (!pushed.ok()) {
     (void)heap_.free_shallow(task.value());  // what it would have moved still belongs to the sender
-    return pushed;
+    return pushed.status();
   }
   for (const GlobalPointer& value : moved) elsewhere_.confirm(value);
   return {};

@@ -58,12 +58,19 @@ struct alignas(128) Slot {
   SharedWord retries;
   SharedWord fate;           // protocol::TaskRecord; compare-and-swap by the worker, then by its reaper
   SharedWord completion[3];  // by the worker, before `fate` says Returned
+  SharedWord kept_until_us;  // of now_us(), 0: not kept. A hint: the producer, while `reserved`; offer()
 };
 static_assert(sizeof(Slot) == 128 && sizeof(Head) <= 4096);
 
 using protocol::TaskEvent;
 using protocol::TaskPhase;
 using protocol::TaskRecord;
+
+std::uint64_t now_us() noexcept {
+  const auto since = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(since).count());
+}
+Deadline deadline_at(std::uint64_t us) noexcept { return Deadline(std::chrono::microseconds(us)); }
 
 constexpr std::uint64_t word_of(const TaskRecord& fate) noexcept { return std::bit_cast<std::uint64_t>(fate); }
 TaskRecord fate_of(const Slot& slot) noexcept { return std::bit_cast<TaskRecord>(slot.fate.load()); }
@@ -127,6 +134,10 @@ class Queue::Ring {
     slot.state.store(word_of(Phase::ready, ticket, self_));
     kill_point("queue.push.ready");
     lower_head(ticket);
+    tell_one();
+  }
+
+  void tell_one() noexcept {
     head().pushes.fetch_add(1);
     if (head().lookers.load() != 0 && head().lookers.exchange(0) != 0) return;
     if (head().sleepers.load() > 0) futex_wake(head().pushes, 1);
@@ -169,13 +180,25 @@ class Queue::Ring {
             get(slot.task), get(slot.record), self_};
   }
 
-  std::optional<Entry> try_take() noexcept {
+  // 0: it is not kept, or no longer.
+  static std::uint64_t kept_until(const Slot& slot) noexcept {
+    const std::uint64_t until_us = slot.kept_until_us.load(std::memory_order_relaxed);
+    return until_us != 0 && until_us > now_us() ? until_us : 0;
+  }
+
+  // `kept_until_us`: when the first of those that it has passed by is kept no longer; 0: none.
+  std::optional<Entry> try_take(std::uint64_t& kept_until_us) noexcept {
+    kept_until_us = 0;
     const std::uint64_t first = head().head.load();
     const std::uint64_t last = std::min(head().tail.load(), first + kQueueEntries);
     for (std::uint64_t ticket = first; ticket < last; ++ticket) {
       Slot& place = slot(ticket);
       std::uint64_t seen = place.state.load();
       if (phase_of(seen) != Phase::ready) continue;
+      if (const std::uint64_t until_us = kept_until(place); until_us != 0) {
+        kept_until_us = std::min(kept_until_us == 0 ? until_us : kept_until_us, until_us);
+        continue;
+      }
       if (!place.state.compare_exchange_strong(seen, word_of(Phase::running, ticket_of(seen), self_)))
         continue;
       kill_point("queue.take.running");
@@ -197,7 +220,7 @@ class Queue::Ring {
 Queue::Queue(heap::Heap& heap) : ring_(std::make_unique<Ring>(heap)) {}
 Queue::~Queue() = default;
 
-Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries, bool is_bound) {
+Result<std::uint64_t> Queue::push(const GlobalPointer& task, const GlobalPointer& record, const Terms& terms) {
   Ring& ring = *ring_;
   SharedWord& tail = ring.head().tail;
   std::uint32_t taken = 0;
@@ -217,13 +240,19 @@ Status Queue::push(const GlobalPointer& task, const GlobalPointer& record, std::
     slot.ticket.store(ticket, std::memory_order_relaxed);
     put(slot.task, task);
     put(slot.record, record);
-    slot.retries.store(retries | (is_bound ? kBound : 0), std::memory_order_relaxed);
+    slot.retries.store(terms.retries | (terms.is_bound ? kBound : 0), std::memory_order_relaxed);
+    slot.kept_until_us.store(terms.kept_us == 0 ? 0 : now_us() + terms.kept_us, std::memory_order_relaxed);
     slot.fate.store(word_of(TaskRecord{}), std::memory_order_relaxed);
     kill_point("queue.push.written");
     ring.make_ready(slot, ticket);
-    return Status();
+    return ticket;
   }
   return Status(Code::full, "all " + std::to_string(kQueueEntries) + " entries of the task queue are taken");
+}
+
+// Another's entry may have come to that place: then that one is kept no longer either, which costs a thread.
+void Queue::offer(std::uint64_t ticket) noexcept {
+  if (ring_->slot(ticket).kept_until_us.exchange(0) != 0) ring_->tell_one();
 }
 
 Result<Entry> Queue::take(std::uint32_t timeout_ms) {
@@ -233,14 +262,20 @@ Result<Entry> Queue::take(std::uint32_t timeout_ms) {
   while (true) {
     if (ring.partition_.is_closed()) return Status(Code::closed, "the runtime has been shut down");
     const std::uint32_t pushes = head.pushes.load();
-    if (const std::optional<Entry> entry = ring.try_take()) return *entry;
+    std::uint64_t kept_until_us = 0;
+    if (const std::optional<Entry> entry = ring.try_take(kept_until_us)) {
+      if (kept_until_us != 0) ring.tell_one();  // this process was to see to those that are kept
+      return *entry;
+    }
     const Deadline now = std::chrono::steady_clock::now();
     if (now >= deadline) return Status(Code::timed_out, "no task arrived");
     ring.set_idle(true);
     Wake wake = Wake::changed;
-    if (!ring.look(pushes)) {
+    if (kept_until_us != 0 || !ring.look(pushes)) {
+      Deadline until = std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs));
+      if (kept_until_us != 0) until = std::min(until, deadline_at(kept_until_us));
       head.sleepers.fetch_add(1);
-      wake = futex_wait(head.pushes, pushes, std::min(deadline, now + std::chrono::milliseconds(kWaitSliceMs)));
+      wake = futex_wait(head.pushes, pushes, until);
       head.sleepers.fetch_sub(1);
     }
     ring.set_idle(false);
@@ -298,7 +333,7 @@ std::vector<Held> Queue::take_unbound(std::uint32_t most) {
   Ring& ring = *ring_;
   // Read before the entry is this process's, the words may be two tasks' halves: so they are read again.
   const auto may_go = [&](const Slot& slot) {
-    return (slot.retries.load(std::memory_order_relaxed) & kBound) == 0 &&
+    return (slot.retries.load(std::memory_order_relaxed) & kBound) == 0 && ring.kept_until(slot) == 0 &&
            ring.partition_.is_local(get(slot.record).address);
   };
   const std::uint64_t first = ring.head().head.load();

@@ -111,11 +111,20 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  // Appends; wakes one consumer. full if every entry is taken. `retries`: how often it may run again after a
-  // worker was lost and all that it had been lent was rolled back. `is_bound`: it runs here or nowhere.
-  Status push(const GlobalPointer& task, const GlobalPointer& record, std::uint32_t retries = 0, bool is_bound = false);
-  // The oldest ready entry, now running by this process. timed_out after `timeout_ms`; closed when the
-  // partition closes; interrupted when a signal arrived.
+  // How a task waits.
+  struct Terms {
+    std::uint32_t retries = 0;  // how often it may run again: a worker was lost, all that it had been lent rolled back
+    bool is_bound = false;      // it runs here or nowhere
+    // How long it is *kept*: left to its spawner, which may soon wait for it, and then runs it itself (withdraw()).
+    std::uint32_t kept_us = 0;
+  };
+  // Appends; wakes one consumer. full if every entry is taken. Its ticket, for offer().
+  Result<std::uint64_t> push(const GlobalPointer& task, const GlobalPointer& record, const Terms& terms);
+  Result<std::uint64_t> push(const GlobalPointer& task, const GlobalPointer& record) { return push(task, record, {}); }
+  // What was pushed with this ticket is kept no longer; wakes one consumer if it was. Nothing if it has been taken.
+  void offer(std::uint64_t ticket) noexcept;
+  // The oldest ready entry that is not kept, now running by this process. timed_out after `timeout_ms`; closed when
+  // the partition closes; interrupted when a signal arrived.
   Result<Entry> take(std::uint32_t timeout_ms);
   // By its worker. The task can no longer be rolled back: a side effect escaped, or it writes in place.
   void forbid_rollback(const Entry& entry) noexcept;
@@ -131,7 +140,7 @@ class Queue {
   // that the caller says that it has returned, with no completion, settles its record, frees its block and finishes the
   // entry; wherever it dies on the way, its reaper finds a task that ran and goes on. Looks at the newest first.
   std::optional<Entry> withdraw(const GlobalPointer& record) noexcept;
-  // For another server: of the tasks that wait, are not bound, and whose records are in this partition, the older half
+  // For another server: of the tasks that wait, are neither bound nor kept, and whose records are in this partition, the older half
   // of those that this server's idle processes are not about to take, at most `most`. Each is running by this process
   // and has not begun: the caller hands it over and calls finish(), or run_again().
   std::vector<Held> take_unbound(std::uint32_t most);

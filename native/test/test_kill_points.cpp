@@ -173,7 +173,7 @@ void cancel_task(Heap& heap, Queue& queue) {
   test::block_at(heap.partition(), task.address).header().codec = tasks::kTaskCodec;
   Queue::find_record(heap.partition(), record.value())->call.store(task.address.raw());
   heap.set_owner(task, owner_word(OwnerKind::queue, {}));
-  static_cast<void>(queue.push(task, record.value(), 1));
+  static_cast<void>(queue.push(task, record.value(), {.retries = 1}));
   if (const auto entry = queue.withdraw(record.value())) {  // as bind/tasks.cpp withdraws
     static_cast<void>(queue.returned(*entry, {}));
     static_cast<void>(Queue::complete(heap, record.value(), RecordState::lost, {}));

@@ -13,6 +13,7 @@
 #include "tasks/queue.hpp"
 #include "test/harness.hpp"
 #include "test/heap_fixture.hpp"
+#include "test/queue_fixture.hpp"
 
 using namespace drust;
 using namespace drust::heap;
@@ -24,24 +25,9 @@ using tasks::Record;
 using tasks::RecordState;
 using test::Host;
 using test::make_block;
-
-namespace {
-
-GlobalPointer task(std::uint64_t number) {
-  return {Address::make(3, 64 * (number + 1)), (7ULL << 48) | (number + 1), number};
-}
-GlobalPointer record(std::uint64_t number) {
-  return {Address::make(4, 64 * (number + 1)), (7ULL << 48) | number, 104};
-}
-
-struct Second {
-  ProcessId process;
-  heap::Heap heap;
-  Queue queue;
-  explicit Second(Host& host) : process(host.join()), heap(*host.partition, process), queue(heap) {}
-};
-
-}  // namespace
+using test::record;
+using test::Second;
+using test::task;
 
 TEST("tasks are taken in the order they came, each once") {
   Host host;
@@ -83,9 +69,9 @@ TEST("a queue takes as many tasks as it has entries and says full to one more") 
   for (std::uint64_t number = 0; number < kQueueEntries; ++number) {
     if (!CHECK(queue.push(task(number), record(number)).ok())) return;
   }
-  CHECK(queue.push(task(0), record(0)).code() == Code::full);
+  CHECK(queue.push(task(0), record(0)).status().code() == Code::full);
   const auto entry = queue.take(0);
-  CHECK(queue.push(task(0), record(0)).code() == Code::full);  // it runs, its entry is still taken
+  CHECK(queue.push(task(0), record(0)).status().code() == Code::full);  // it runs, its entry is still taken
   queue.finish(entry.value());
   CHECK(queue.push(task(77), record(0)).ok());
   for (std::uint64_t number = 1; number < kQueueEntries; ++number) {
@@ -181,7 +167,7 @@ TEST("a task's fate is decided once: by its worker, or by whoever reaps it") {
   Host host;
   Queue queue(*host.heap);
   Second second(host);
-  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), 2).ok());
+  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), {.retries = 2}).ok());
   const auto first = second.queue.take(0);
   const auto other = second.queue.take(0);
   CHECK(second.queue.take(0).ok());
@@ -205,7 +191,7 @@ TEST("a task that runs again keeps its place and has one retry less, none if it 
   Host host;
   Queue queue(*host.heap);
   Second second(host);
-  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), 2).ok());
+  for (std::uint64_t number = 0; number < 3; ++number) CHECK(queue.push(task(number), record(number), {.retries = 2}).ok());
   CHECK(second.queue.take(0).ok());
   host.partition->declare_dead(second.process);
   std::vector<Held> held = queue.reap(second.process);
@@ -545,9 +531,9 @@ TEST("the older half of what waits is given away, never what is bound or came fr
   const auto local = [&](std::uint64_t number) {
     return GlobalPointer{Address::make(3, 64 * (number + 1)), (7ULL << 48) | number, 104};
   };
-  CHECK(queue.push(task(0), local(0), 0, true).ok());
+  CHECK(queue.push(task(0), local(0), {.is_bound = true}).ok());
   CHECK(queue.push(task(1), record(1)).ok());
-  for (std::uint64_t number = 2; number < 7; ++number) CHECK(queue.push(task(number), local(number), 4).ok());
+  for (std::uint64_t number = 2; number < 7; ++number) CHECK(queue.push(task(number), local(number), {.retries = 4}).ok());
   std::vector<Held> taken = queue.take_unbound(100);
   if (!CHECK_EQ(taken.size(), 3U)) return;
   for (std::uint64_t index = 0; index < 3; ++index) {

@@ -23,7 +23,7 @@ struct Victim {
     for (std::size_t index = 0; index < tasks; ++index) {
       const GlobalPointer call = host.make_parent({host.make(test::pattern(100))});
       records.push_back(Queue::make_record(*host.heap, 1).value());
-      CHECK(host.queue->push(call, records.back(), 2).ok());
+      CHECK(host.queue->push(call, records.back(), {.retries = 2}).ok());
     }
   }
   [[nodiscard]] ServerId server_of(std::size_t index) const {

@@ -151,8 +151,14 @@ class Runtime:
     def drop_record(self, record: _Pointer, /) -> None: ...
 
     def submit(
-        self, server: int, task: _Pointer, record: _Pointer, retries: int = 0, bound: bool = False
-    ) -> None: ...
+        self,
+        server: int,
+        task: _Pointer,
+        record: _Pointer,
+        retries: int = 0,
+        bound: bool = False,
+        kept_us: int = 0,
+    ) -> int: ...
 
     def record_server(self, record: _Pointer) -> int | None: ...
 
@@ -207,6 +213,8 @@ class Runtime:
     def submit_many(
         self, server: int, tasks: list[tuple[_Pointer, _Pointer]], retries: int = 0, bound: bool = False
     ) -> int: ...
+
+    def offer(self, ticket: int) -> None: ...
 
     def take_task_of(self, record: _Pointer) -> TaskEntry | None: ...
 

@@ -20,6 +20,11 @@ from drust.errors import ClosedError, TooManyBlockedError, WorkerLostError
 _TAKE_MS = 60_000
 _TRY_AGAIN_S = 0.2
 HELP_DEPTH_MAX = 20  # tasks on one thread's stack, each run by the one below that waits for it
+BLOCKED_FEW = 16  # threads of a worker that may be blocked before it keeps what its tasks spawn
+_KEPT_US_PER_THREAD = (
+    64  # longer the more are blocked: what is computed between spawn and join bounds their number
+)
+_KEPT_US_MAX = 100_000
 _FRAMES_PER_DEPTH = 12  # of drust's own, which the tasks above must not miss
 _FENCED = 3  # the exit status of a worker that was declared lost while it ran
 TASKS_RUN = _core.COUNTER_NAMES.index("tasks_run")
@@ -32,7 +37,10 @@ class _Pool:
         self._here = here
         self._lock = threading.Lock()
         self._takers = 0  # threads that wait for a task, or run one and are not blocked; protected by _lock
-        self._mine = threading.local()  # of a thread that is one of those: `depth`, see HELP_DEPTH_MAX
+        self._blocked = 0  # those that are; protected by _lock
+        # Of a thread that is one of those: `depth`, see HELP_DEPTH_MAX; `kept`, record and ticket of what is
+        # left to it (blocking.py), or None.
+        self._mine = threading.local()
         self._closed = threading.Event()
 
     @contextmanager
@@ -44,8 +52,10 @@ class _Pool:
         if not hasattr(self._mine, "depth"):
             yield
             return
+        self._offer()
         with self._lock:
             self._takers -= 1
+            self._blocked += 1
             need = self._takers == 0
         try:
             if need:
@@ -54,6 +64,25 @@ class _Pool:
         finally:
             with self._lock:
                 self._takers += 1
+                self._blocked -= 1
+
+    def kept_us(self) -> int:
+        """How long what this thread spawns is left to it: not at all where it could not run it itself."""
+        blocked = self._blocked
+        if blocked < BLOCKED_FEW or getattr(self._mine, "depth", HELP_DEPTH_MAX) >= HELP_DEPTH_MAX:
+            return 0
+        return min(blocked * _KEPT_US_PER_THREAD, _KEPT_US_MAX)
+
+    def keep(self, record: runtime.Pointer, ticket: int) -> None:
+        """It was spawned; what was before it is anybody's."""
+        self._offer()
+        self._mine.kept = record, ticket
+
+    def _offer(self) -> None:
+        """What was left to this thread is anybody's."""
+        kept, self._mine.kept = self._mine.kept, None
+        if kept is not None:
+            self._here.offer(kept[1])
 
     def _start(self) -> None:
         try:
@@ -69,9 +98,13 @@ class _Pool:
         entry = self._here.take_task_of(record)
         if entry is None:
             return False
+        if self._mine.kept is not None and self._mine.kept[0] == record:
+            self._mine.kept = None
+        self._offer()
         self._mine.depth = depth + 1
         try:
             run_task(self._here, entry)
+            self._offer()
         finally:
             self._mine.depth = depth
         return True
@@ -79,6 +112,7 @@ class _Pool:
     def run(self) -> None:
         """Takes and runs tasks until the server closes, or until another thread does that already."""
         self._mine.depth = 0
+        self._mine.kept = None
         with self._lock:
             self._takers += 1
         try:
@@ -86,6 +120,7 @@ class _Pool:
                 entry = self._here.take_task(_TAKE_MS)
                 if entry is not None:
                     run_task(self._here, entry)
+                    self._offer()
         except ClosedError:
             self._closed.set()
 

@@ -72,5 +72,8 @@ def _try_submit(
     if len(tasks) > 1:
         return here.submit_many(target, tasks, retry, bound)
     task, record = tasks[0]
-    here.submit(target, task, record, retry, bound)
+    kept_us = blocking.kept_us() if target == here.server else 0
+    ticket = here.submit(target, task, record, retry, bound, kept_us)
+    if kept_us:
+        blocking.keep(record, ticket)
     return 1
