@@ -157,7 +157,7 @@ soak: $(STAMPS)/extra-dev $(STAMPS)/installed build/native-plain/built build/nat
 # tests/test_house_stubs.py compares the committed file with what this writes.
 .PHONY: stubs format clean distclean
 stubs: $(STAMPS)/extra-dev $(STAMPS)/installed
-	cat native/bind/stubs.pattern native/bind/stubs_shared.pattern > build/stubs.pattern
+	cat native/bind/stubs*.pattern > build/stubs.pattern
 	$(BIN)/python -m nanobind.stubgen -q -m drust._core -p build/stubs.pattern -o src/drust/_core.pyi
 
 format: $(STAMPS)/extra-dev

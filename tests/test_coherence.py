@@ -7,6 +7,7 @@ import pytest
 
 import drust
 from drust import BorrowError, BorrowMutError, Box
+from drust.testing import account
 
 
 def total(a: np.ndarray) -> float:
@@ -88,6 +89,21 @@ def test_a_value_follows_its_writers_from_server_to_server(two_servers):
         assert box.server == step % 2
     with box.borrow() as a:
         assert a.sum() == 60
+
+
+def make_table() -> Box:
+    return Box({"numbers": np.zeros(1000)})
+
+
+@pytest.mark.parametrize("server", [0, 1])
+def test_a_value_that_was_moved_and_changed_has_one_block(two_servers, server):
+    before = len(account.take_at_rest(two_servers).blocks)
+    box = drust.spawn(make_table, server=server).join()
+    for step in range(3):
+        with box.borrow_mut() as table:
+            table[step] = step
+        assert drust.spawn(size, box.borrow(), server=server).join() == step + 2
+        assert len(account.take_at_rest(two_servers).blocks) == before + 1
 
 
 def test_a_reader_is_refused_while_a_task_writes(one_server, tmp_path):

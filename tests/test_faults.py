@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -92,6 +93,24 @@ def test_a_death_between_writing_a_version_and_returning_it_leaves_what_lies_thr
         with deep["deeper"].borrow() as numbers:
             assert numbers.sum() == 700
     del box, value, inner, deep, numbers
+    account.check_settled(session, before)
+
+
+@pytest.mark.parametrize("age_ms", [0, 20, 60, 120, 200, 300])
+def test_a_worker_that_dies_while_it_starts_is_replaced_and_leaves_nothing(armed, age_ms):
+    session, _ = armed
+    chaos.wait_attached(session)
+    before = account.take_at_rest(session)
+    server = psutil.Process(session.pids[1])
+    known = {child.pid for child in server.children()}
+    faults.send(victims(session, 1)[0], signal.SIGKILL)
+    (newborn,) = wait_until(lambda: {child.pid for child in server.children()} - known)
+    threading.Event().wait(age_ms / 1000)
+    faults.send(newborn, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(newborn))
+    chaos.wait_attached(session)
+    assert len(victims(session, 1)) == 3
+    assert drust.spawn(pid, server=1).join(timeout=WAIT_S) in victims(session, 1)
     account.check_settled(session, before)
 
 

@@ -15,7 +15,7 @@ from drust import _core
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = ROOT / "src/drust/_core.pyi"
-PATTERNS = [ROOT / "native/bind/stubs.pattern", ROOT / "native/bind/stubs_shared.pattern"]
+PATTERNS = sorted((ROOT / "native/bind").glob("stubs*.pattern"))
 
 # What every type has, or generates; and what an array that refuses all use is not described to have.
 INHERITED = {"__doc__", "__init__", "__module__", "__new__", "__repr__"}

@@ -329,6 +329,8 @@ PyObject* ensure_published(BoxObject* box) {
     return box->pin;
   }
   box->is_outdated = false;
+  anchor_strays(box);
+  Py_CLEAR(box->source);  // what its value was decoded from; the value needs no bytes of it
   leave_block(box, std::exchange(box->pin, fresh), protocol::kFreeOldBlock);
   return box->pin;
 }

@@ -136,6 +136,9 @@ void children_free_themselves(BoxObject* parent) noexcept;
 [[nodiscard]] bool set_parent(BoxObject* child, BoxObject* parent);
 void leave_parent(BoxObject* child) noexcept;
 void orphan_children(BoxObject* parent) noexcept;
+// A new block has taken the place of the one that named the children: those on other servers that it does not name,
+// taken out of the value, get holders of their own.
+void anchor_strays(const BoxObject* parent) noexcept;
 // Before a child is used: reports to the protocol what the parent's current borrow allows.
 void raise_ceiling(BoxObject* child) noexcept;
 // After: once nobody borrows the child. May end borrows of the parent that waited for that.

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/anchor.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
 #include "bind/python.hpp"
@@ -23,6 +24,11 @@ namespace {
 
 // How many objects of a value are looked at for Boxes. Publishing finds all of them: its pickler meets each.
 constexpr std::size_t kSearchBudget = 100'000;
+
+// No block may name it any longer.
+void anchor_child(const BoxObject* child) noexcept {
+  if (child->pin != nullptr && Py_REFCNT(child) > 0) anchor_former_child(pin_of(child));
+}
 
 Ceiling allowed_by(const BoxObject* parent) noexcept {
   if (parent->state.writer == Writer::Local) return Ceiling::Mutable;
@@ -119,9 +125,14 @@ void leave_parent(BoxObject* child) noexcept {
     --child->parent->children_borrowed;
   }
   unlink(child);
+  anchor_child(child);
   if (!child->state.has(protocol::kChild)) return;
   child->state.clear(protocol::kChild);
   child->state.ceiling = Ceiling::Own;
+}
+
+void anchor_strays(const BoxObject* parent) noexcept {
+  for (const BoxObject* child = parent->first_child; child != nullptr; child = child->next_child) anchor_child(child);
 }
 
 void orphan_children(BoxObject* parent) noexcept {

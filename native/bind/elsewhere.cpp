@@ -2,20 +2,18 @@
 // this one has no room for it (Ma et al., OSDI'24, section 4.1.1: allocation falls over to the most vacant server).
 //
 // The bytes are sent from where they lie; only the head of the block, its tables and metadata, is made for it.
-// Until a block here names it, nobody would free it if this process died: drust.handles writes that block next.
+// Until a block here names it, nobody would free it if this process died: drust.creation anchors it next.
 #include <nanobind/nanobind.h>
 
 #include <cstring>
 #include <vector>
 
+#include "bind/anchor.hpp"
 #include "bind/pointer.hpp"
 #include "bind/runtime.hpp"
 
 namespace drust::bind {
 namespace {
-
-// A block without a value: its one child is a block on another server, which goes with this process.
-constexpr std::uint32_t kHolderCodec = 0xffffffefU;
 
 // Whole cache lines, as a block begins with one.
 struct alignas(kBlockAlignment) Line {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bind/anchor.hpp"
 #include "bind/arrow_column.hpp"
 #include "bind/hooks.hpp"
 #include "bind/python.hpp"
@@ -212,6 +213,14 @@ PyObject* disown(PyObject* self, PyObject*) {
   return new_none();
 }
 
+PyObject* anchor_method(PyObject* self, PyObject*) {
+  if (const Status status = anchor(as_pin(self)); !status.ok()) {
+    set_error(status);
+    return nullptr;
+  }
+  return new_none();
+}
+
 PyObject* let_go(PyObject* self, PyObject*) {
   leave_holder(as_pin(self));
   return new_none();
@@ -335,6 +344,9 @@ PyMethodDef methods[] = {
     {"buffer", buffer, METH_O, "buffer(index) -> PinBuffer: the bytes of one buffer; keeps this Pin alive."},
     {"child", child_at, METH_O, "child(index) -> (address, colour, extent_bytes, flags): one of `children`."},
     {"disown", disown, METH_NOARGS, "The block went elsewhere: do nothing when this Pin dies."},
+    {"anchor", anchor_method, METH_NOARGS,
+     "What it owns on another server is named by a small block here, which frees it if this process dies; nothing if "
+     "a block names it already."},
     {"let_go", let_go, METH_NOARGS, "Another block owns it from now on, not the one that it came in."},
     {"set_release", set_release, METH_O,
      "set_release(action): what the death of this Pin does, a RELEASE_ constant."},

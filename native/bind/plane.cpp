@@ -9,6 +9,7 @@
 #include "server/reaper.hpp"
 #include "server/serve.hpp"
 #include "server/takeovers.hpp"
+#include "server/unnamed.hpp"
 
 namespace drust::bind {
 
@@ -24,6 +25,7 @@ struct Plane {
   Runtime runtime;
   std::unique_ptr<server::Reaper> reaper;
   std::unique_ptr<server::Takeovers> takeovers;
+  std::unique_ptr<server::Unnamed> unnamed;
   std::unique_ptr<server::Server> server;
 };
 
@@ -44,6 +46,7 @@ Result<std::unique_ptr<Plane>> start(const heap::CreateOptions& partition, serve
       [copies = runtime.copies.get()](std::uint64_t bytes) { return copies->evict(bytes); });
   plane->reaper = std::make_unique<server::Reaper>(*runtime.heap, *runtime.queue, *runtime.copies, *runtime.peers);
   plane->takeovers = std::make_unique<server::Takeovers>(*runtime.heap, *runtime.queue, *runtime.peers);
+  plane->unnamed = std::make_unique<server::Unnamed>(*runtime.heap, *runtime.queue, *runtime.peers);
   auto server = server::Server::start(*runtime.heap, *runtime.queue, *runtime.peers, std::move(serve));
   if (!server.ok()) return server.status();
   plane->server = std::move(server.value());
@@ -161,6 +164,48 @@ nb::tuple protect(Plane& plane, ServerId backup, ServerId server) {
   return usage_tuple(unwrap(std::move(sent)));
 }
 
+nb::list suspects(const Plane& plane, std::size_t most) {
+  const std::vector<GlobalPointer> found = [&] {
+    nb::gil_scoped_release unlocked;
+    return plane.unnamed->suspects(most);
+  }();
+  nb::list pointers;
+  for (const GlobalPointer& pointer : found) pointers.append(to_tuple(pointer));
+  return pointers;
+}
+
+server::Unnamed::Addresses to_addresses(nb::sequence asked) {
+  server::Unnamed::Addresses addresses;
+  for (nb::handle address : asked) addresses.insert(nb::cast<std::uint64_t>(address));
+  return addresses;
+}
+
+nb::list to_list(const std::vector<std::uint64_t>& addresses) {
+  nb::list list;
+  for (const std::uint64_t address : addresses) list.append(address);
+  return list;
+}
+
+nb::list search(const Plane& plane, nb::sequence asked) {
+  const server::Unnamed::Addresses addresses = to_addresses(asked);
+  return to_list([&] {
+    nb::gil_scoped_release unlocked;
+    return plane.unnamed->search(addresses);
+  }());
+}
+
+nb::object reveal(const Plane& plane, nb::sequence asked, std::uint64_t ticket) {
+  const auto found = plane.unnamed->reveal(to_addresses(asked), ticket);
+  return found ? nb::object(to_list(*found)) : nb::none();
+}
+
+std::size_t free_unnamed(Plane& plane, nb::sequence blocks) {
+  std::vector<GlobalPointer> pointers;
+  for (nb::handle block : blocks) pointers.push_back(to_pointer(nb::cast<nb::tuple>(block)));
+  nb::gil_scoped_release unlocked;
+  return plane.unnamed->free(pointers);
+}
+
 void close(Plane& plane) {
   nb::gil_scoped_release unlocked;
   plane.runtime.partition->close();
@@ -199,6 +244,11 @@ void register_plane(nb::module_& module) {
            nb::arg("lost"), nb::arg("incarnation"))
       .def("promote", [](Plane& p, ServerId lost) { return usage_tuple(p.server->promote(lost)); }, nb::arg("lost"))
       .def("free_orphans", [](Plane& p, ServerId lost) { return p.server->free_orphans(lost); }, nb::arg("lost"))
+      .def("suspects", &suspects, nb::arg("most"))
+      .def("watch", [](const Plane& p) { return p.unnamed->watch(); })
+      .def("search", &search, nb::arg("addresses"))
+      .def("reveal", &reveal, nb::arg("addresses"), nb::arg("ticket"))
+      .def("free_unnamed", &free_unnamed, nb::arg("blocks"))
       .def("protect", &protect, nb::arg("backup"), nb::arg("server"))
       .def_prop_ro("has_replicated", [](const Plane& p) { return p.runtime.partition->has_replicated(); })
       .def("replicas", [](const Plane& p) { return usage_tuple(p.server->replicas()); })

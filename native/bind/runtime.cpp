@@ -16,6 +16,7 @@
 #include "bind/pointer.hpp"
 #include "server/deliver.hpp"
 #include "server/lent.hpp"
+#include "sync/channel.hpp"
 #include "sync/deadlock.hpp"
 #include "sync/who.hpp"
 
@@ -494,8 +495,13 @@ void register_runtime(nb::module_& module) {
   for (const char* name : kCounterNames) names.append(name);
   module.attr("COUNTER_NAMES") = nb::tuple(names);
   module.attr("TASK_CODEC") = tasks::kTaskCodec;
+  module.attr("RECORD_CODEC") = tasks::kRecordCodec;
   module.attr("COMPLETION_CODEC") = tasks::kCompletionCodec;
   module.attr("LOSS_CODEC") = tasks::kLossCodec;
+  module.attr("SHARED_CODEC") = heap::kSharedCodec;
+  module.attr("HOLD_CODEC") = heap::kHoldCodec;
+  module.attr("SEGMENT_CODEC") = sync::kSegmentCodec;
+  module.attr("NOTE_CODEC") = sync::kNoteCodec;
 }
 
 }  // namespace drust::bind

@@ -2,6 +2,7 @@
 #include <map>
 #include <tuple>
 
+#include "bind/anchor.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
 #include "bind/python.hpp"
@@ -130,6 +131,9 @@ PyObject* open(PyObject* cls, PyObject* arguments) {
     if (is_pin(holder)) {
       as_pin(pin.get())->holder = Py_NewRef(holder);
       as_pin(pin.get())->holder_index = index;
+    } else if (const Status anchored = anchor(as_pin(pin.get())); !anchored.ok()) {
+      set_error(anchored);
+      return nullptr;
     }
   }
   if (!pin) pin = another_hold(*runtime, hold, flags);

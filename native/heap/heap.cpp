@@ -150,9 +150,10 @@ GlobalPointer Heap::publish(Address address) {
   const std::uint64_t extent_bytes = header.extent_bytes;
   kill_point("heap.publish.before");
   std::uint64_t expected = filling(process_);
-  const bool was_filling = header.state.compare_exchange_strong(expected, colour, std::memory_order_acq_rel);
+  const bool was_filling = header.state.compare_exchange_strong(expected, colour, std::memory_order_seq_cst);
   ensure(was_filling, "published a block that this process was not filling");
   kill_point("heap.publish.after");
+  partition_.watch().note(Block(partition_.writable(address.offset_bytes())));
   return {address, colour, extent_bytes};
 }
 

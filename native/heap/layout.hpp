@@ -14,6 +14,7 @@
 #include "heap/block.hpp"
 #include "heap/latched.hpp"
 #include "heap/partition.hpp"
+#include "heap/watch.hpp"
 
 namespace drust::heap {
 
@@ -179,7 +180,8 @@ inline constexpr std::uint64_t kCopiesOffset = kQueueOffset + pages(Partition::k
 inline constexpr std::uint64_t kOutboxOffset = kCopiesOffset + pages(Partition::kCopyAreaBytes);
 inline constexpr std::uint64_t kArrivalsOffset =
     kOutboxOffset + pages(std::uint64_t{kProcessesMax} * kOutboxRows * sizeof(OutboxRow));
-inline constexpr std::uint64_t kTableOffset = kArrivalsOffset + pages(Partition::kArrivalsAreaBytes);
+inline constexpr std::uint64_t kWatchOffset = kArrivalsOffset + pages(Partition::kArrivalsAreaBytes);
+inline constexpr std::uint64_t kTableOffset = kWatchOffset + pages(Watch::kAreaBytes);
 
 inline constexpr std::uint64_t kMagic = 0x7470'7361'6568'7264ULL;
 inline constexpr std::uint64_t kLayout = [] {

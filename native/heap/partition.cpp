@@ -211,6 +211,19 @@ void Partition::each_live_block(const std::function<void(const BlockInfo&)>& vis
   });
 }
 
+// A block that is freed and used again meanwhile gives some numbers that name nothing. A copy owns nothing.
+void Partition::each_live_child(const std::function<void(std::uint64_t)>& visit) const {
+  mapping_->each_block([&](std::uint64_t, SegmentEntry, std::uint64_t offset, const BlockHeader& header) {
+    if (!is_colour(header.state.load(std::memory_order_seq_cst))) return;  // in one order with Watch::open()
+    if (owner_kind(header.owner.load(std::memory_order_relaxed)) == OwnerKind::copy) return;
+    const std::uint64_t room = header.capacity_bytes;
+    const std::uint64_t count = header.child_count;
+    if (room < sizeof(BlockHeader) || count > (room - sizeof(BlockHeader)) / sizeof(ChildPointer)) return;
+    const auto* first = reinterpret_cast<const ChildPointer*>(mapping_->writable + offset + sizeof(BlockHeader));
+    for (std::uint64_t index = 0; index < count; ++index) visit(first[index].address);
+  });
+}
+
 std::vector<BlockInfo> Partition::largest_blocks(std::size_t most) const {
   // A heap whose top is the smallest of the `most` largest so far.
   const auto larger = [](const BlockInfo& a, const BlockInfo& b) {
@@ -249,5 +262,6 @@ std::uint64_t Partition::trim(std::uint64_t keep_bytes) noexcept {
 std::byte* Partition::queue_area() const noexcept { return mapping_->writable + kQueueOffset; }
 std::byte* Partition::copy_table_area() const noexcept { return mapping_->writable + kCopiesOffset; }
 std::byte* Partition::arrivals_area() const noexcept { return mapping_->writable + kArrivalsOffset; }
+Watch Partition::watch() const noexcept { return Watch(mapping_->writable + kWatchOffset); }
 
 }  // namespace drust::heap

@@ -22,6 +22,7 @@
 #include "base/futex.hpp"
 #include "base/status.hpp"
 #include "heap/block.hpp"
+#include "heap/watch.hpp"
 
 namespace drust::heap {
 
@@ -198,6 +199,9 @@ class Partition {
   // Every live block, by scanning headers (10 ns each, more where they are not in a cache). Blocks that
   // others free or publish meanwhile may or may not be seen.
   void each_live_block(const std::function<void(const BlockInfo&)>& visit) const;
+  // The address of every child in their tables, but for those of copies, whatever its flags say; 0 for an empty row.
+  void each_live_child(const std::function<void(std::uint64_t)>& visit) const;
+  [[nodiscard]] Watch watch() const noexcept;
   // Gives back free segments until at most `keep_bytes` stay warm. Called by the server as they age. Returns
   // bytes given.
   std::uint64_t trim(std::uint64_t keep_bytes) noexcept;

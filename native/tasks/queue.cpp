@@ -434,6 +434,15 @@ bool Queue::knows(const GlobalPointer& record) const noexcept {
   return false;
 }
 
+void Queue::each_named(const std::function<void(Address)>& visit) const {
+  for (std::uint64_t index = 0; index < kQueueEntries; ++index) {
+    const Slot& slot = ring_->slot(index);
+    if (phase_of(slot.state.load()) == Phase::empty) continue;
+    visit(get(slot.task).address);
+    visit(get(slot.completion).address);
+  }
+}
+
 std::uint32_t Queue::idle() const noexcept {
   int count = 0;
   for (const SharedWord& word : ring_->head().idle) count += std::popcount(word.load(std::memory_order_relaxed));

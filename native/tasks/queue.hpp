@@ -17,6 +17,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -159,6 +160,11 @@ class Queue {
               std::vector<Entry>& running) noexcept;
   // Whether some entry answers for this record's task. Looks at every entry.
   [[nodiscard]] bool knows(const GlobalPointer& record) const noexcept;
+
+  // The blocks that entries name: calls, and completions on their way. Looks at every entry.
+  void each_named(const std::function<void(Address)>& visit) const;
+  // The completion that a record of this partition has; null if it has none.
+  static Address completion_in(const heap::Partition& partition, const GlobalPointer& record) noexcept;
 
   [[nodiscard]] std::uint32_t idle() const noexcept;  // processes that wait in take()
   // Looks at the entries between head and tail, until it has seen `most` that wait.

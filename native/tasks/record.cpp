@@ -88,6 +88,15 @@ Result<GlobalPointer> Queue::make_record(heap::Heap& heap, ServerId target,
   return pointer;
 }
 
+Address Queue::completion_in(const heap::Partition& partition, const GlobalPointer& pointer) noexcept {
+  const Record* record = find_record(partition, pointer);
+  if (record == nullptr) return {};
+  const std::uint64_t word = record->state.word.load(std::memory_order_acquire);
+  const RecordState state = state_of(word);
+  const bool has_one = state != RecordState::pending && state != RecordState::dropped;
+  return has_one ? completion_of(partition.server(), word) : Address();
+}
+
 Delivery Queue::complete(heap::Heap& heap, const GlobalPointer& record, RecordState state,
                          const GlobalPointer& completion) noexcept {
   Record* found = find_record(heap.partition(), record);

@@ -43,14 +43,9 @@ def put_at(server: int, encoded: codecs.Encoded) -> _core.Pin:
     (part,) = encoded.buffers
     data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
     pointer = here.put_value(server, encoded.codec, encoded.meta, data)
-    try:
-        block = here.allocate(_core.HOLDER_CODEC, b"", [], [(*pointer, 0)]).publish()
-    except OutOfMemoryError:
-        here.free(pointer)
-        raise
-    block.disown()
-    holder = here.open(block.pointer, True, groups.FREE_SHALLOW)
-    return _core.Pin.hold(pointer, groups.FREE_TREE, holder, 0)
+    pin = _core.Pin.hold(pointer, groups.FREE_TREE)
+    pin.anchor()
+    return pin
 
 
 def choose_replicas(replicas: object) -> bool:

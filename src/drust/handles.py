@@ -360,7 +360,10 @@ def take_value(pointer: Pointer) -> Any:
         pointer = (where[0], where[1], where[2])
         if flags & _core.HOLD:
             return open_hold(pointer, flags, owns=True)
-        return hold(pointer, "owned", excepted=bool(flags & EXCEPTED))
+        box = hold(pointer, "owned", excepted=bool(flags & EXCEPTED))
+        if box._pin is not None:
+            box._pin.anchor()
+        return box
 
     value = codecs.decode(pin.as_writable(), True, child)
     if pin.children:

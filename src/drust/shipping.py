@@ -26,10 +26,10 @@ import cloudpickle
 import msgspec
 
 from drust import _core, runtime
+from drust.codecs.own import FUNCTION_CODEC
 from drust.errors import CaptureTooLargeError, PickledBoxError, TaskError, UnpicklableError
 from drust.runtime import Pointer
 
-FUNCTION_CODEC = 0xFFFFFFF3
 _CONSTANTS = (
     int, float, complex, str, bytes, bool, type(None), type, types.BuiltinFunctionType, types.ModuleType
 )  # fmt: skip

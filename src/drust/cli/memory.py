@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from drust import _core, codecs, runtime
+from drust import codecs, runtime
 from drust.cli.sessions import NOTHING, WIDTH_MIN, command_of, each_session
 from drust.errors import ClusterError
 from drust.server import messages
@@ -21,13 +21,6 @@ from drust.units import format_bytes
 
 _OFFSET_BITS = runtime.SERVER_BITS
 _GRANULE_BYTES = 16
-_KINDS = {
-    _core.TASK_CODEC: "task",
-    _core.TASK_CODEC + 1: "record of a task",
-    _core.COMPLETION_CODEC: "result of a task",
-    _core.HOLDER_CODEC: "holder of an object elsewhere",
-    _core.LOSS_CODEC: "function, or loss of a task",
-}
 # What a block is at the moment, by heap::OwnerKind.
 _STATES = {
     0: "handed out",  # by its owner on another server, or on its way
@@ -38,6 +31,8 @@ _STATES = {
     5: "queued",
     6: "lent, written anew",
     7: "replica",
+    8: "shared",  # it lives while a handle of it does
+    9: "on its way",  # a message to a receiver elsewhere
 }
 
 
@@ -107,7 +102,7 @@ def row_of(server: int, block: messages.BlockRow) -> ObjectRow:
     """A block in words."""
     address, _, size_bytes = block.pointer
     offset = (address & (1 << _OFFSET_BITS) - 1) * _GRANULE_BYTES
-    kind = _KINDS.get(block.codec) or codecs.codec_name(block.codec)
+    kind = codecs.codec_name(block.codec)
     owner = f"{block.owner_role} (pid {block.owner_pid})" if block.owner_pid else ""
     return ObjectRow(
         server, f"{offset:#x}", size_bytes, kind, owner, _STATES.get(block.owner_kind, "unknown")

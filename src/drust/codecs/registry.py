@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+from drust.codecs import own
 from drust.codecs.base import (
     ARROW,
     COLUMN,
@@ -256,7 +257,9 @@ def is_in_place(number: int) -> bool:
 def codec_name(number: int) -> str:
     """The name of a codec, for people; `codec 1234` if it is unknown here. Imports nothing."""
     codec = _numbers.get(number)
-    return codec.name if codec is not None else _OPTIONAL_NAMES.get(number, f"codec {number}")
+    if codec is not None:
+        return codec.name
+    return own.NAMES.get(number) or _OPTIONAL_NAMES.get(number, f"codec {number}")
 
 
 def statistics() -> dict[str, int]:

@@ -81,6 +81,17 @@ class Control:
                 return self._notes.keep(request)
             case messages.IsAlive(who=who):
                 return messages.Alive(is_alive=is_among(who, self._plane.processes()))
+            case messages.Suspects(most=most):
+                return messages.Suspected(self._plane.suspects(most))
+            case messages.Watch():
+                return messages.Watching(self._plane.watch())
+            case messages.Search(addresses=addresses):
+                return messages.Named(self._plane.search(addresses))
+            case messages.Reveal(addresses=addresses, ticket=ticket):
+                noted = self._plane.reveal(addresses, ticket)
+                return messages.Named(noted or [], is_complete=noted is not None)
+            case messages.FreeUnnamed(blocks=blocks):
+                return messages.Freed(self._plane.free_unnamed(blocks))
             case messages.Shutdown():
                 self._shut_down()
                 return messages.ShuttingDown()

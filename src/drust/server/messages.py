@@ -328,7 +328,39 @@ class TakeOver(Message, frozen=True):
     server: int
 
 
-Request = Status | Largest | Shutdown | ReplicasOf | Report | TakeOver | WaitOf | WaitNote | IsAlive
+class Suspects(Message, frozen=True):
+    """Blocks there, at most `most`, whose owner is elsewhere, if anywhere. Answered by `Suspected`."""
+
+    most: int
+
+
+class Watch(Message, frozen=True):
+    """What tables there name from now on is to be noted. Answered by `Watching`."""
+
+
+class Search(Message, frozen=True):
+    """Which of these a table there names. Answered by `Named`."""
+
+    addresses: list[int]
+
+
+class Reveal(Message, frozen=True):
+    """Which of these were named since `Watch` was answered with that ticket. Answered by `Named`."""
+
+    addresses: list[int]
+    ticket: int
+
+
+class FreeUnnamed(Message, frozen=True):
+    """No table of any server names these: they go, with what they own. Answered by `Freed`."""
+
+    blocks: list[tuple[int, int, int]]
+
+
+Request = (
+    Status | Largest | Shutdown | ReplicasOf | Report | TakeOver | WaitOf | WaitNote | IsAlive
+    | Suspects | Watch | Search | Reveal | FreeUnnamed
+)  # fmt: skip
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -429,6 +461,31 @@ class Alive(Message, frozen=True):
     is_alive: bool
 
 
+class Suspected(Message, frozen=True):
+    """Address, colour and extent in bytes of each."""
+
+    blocks: list[tuple[int, int, int]]
+
+
+class Watching(Message, frozen=True):
+    """From now on."""
+
+    ticket: int
+
+
+class Named(Message, frozen=True):
+    """Those that are named; others may be if it is not complete."""
+
+    addresses: list[int]
+    is_complete: bool = True
+
+
+class Freed(Message, frozen=True):
+    """How many were still there, and nobody's."""
+
+    blocks: int
+
+
 class Refused(Message, frozen=True):
     """The request could not be read or answered."""
 
@@ -437,7 +494,8 @@ class Refused(Message, frozen=True):
 
 Reply = (
     ServerStatus | LargestBlocks | ShuttingDown | KeptReplicas | Loads | Giving | Waiting | Alive | Refused
-)
+    | Suspected | Watching | Named | Freed
+)  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

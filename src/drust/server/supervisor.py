@@ -29,6 +29,7 @@ from drust.server.giving import Giver
 from drust.server.load import Load
 from drust.server.loop import Loop
 from drust.server.pool import Pool
+from drust.server.unnamed import Sweeper
 
 if TYPE_CHECKING:
     from drust._core import ServerPlane
@@ -64,6 +65,7 @@ class Supervisor:
         self._hall: joining.Hall | None = None
         self._claimed_bytes = 0
         self._closing = threading.Event()  # set once, by the loop; read by the thread that takes questions
+        self._sweeper = Sweeper(self._ask, self._living, self._closing)
 
     def run(self) -> None:
         """Returns once the workers are gone and the sockets are closed."""
@@ -97,6 +99,8 @@ class Supervisor:
                 self._pool.fence(lambda: self._send(messages.Fenced(turn)))
             case messages.Settle():
                 _logger.debug("%d tasks of lost servers have ended", self._plane.settle_records())
+                if self._start.server == messages.HOME:
+                    self._sweeper.settled()
             case messages.Stop(grace_s=grace_s):
                 self._stop(grace_s, "asked to")
             case messages.Start():
@@ -107,6 +111,7 @@ class Supervisor:
         for row in endpoints:
             self._enter(row, before.get(row.server))
         self._control.endpoints = endpoints
+        self._sweeper.changed()
         mine = [row for row in endpoints if not row.port and row.backup == self._start.server]
         keeps = [row.server for row in mine if self._plane.close_replicas(row.server, row.incarnation)[0]]
         if self._start.server == messages.HOME and self._hall is None:
@@ -241,6 +246,16 @@ class Supervisor:
     def _reply(self, number: int, body: bytes) -> None:
         if not self._closing.is_set():
             self._plane.reply_control(number, self._control.answer(body))
+
+    def _ask(self, server: int, request: messages.Request) -> messages.Reply:
+        body = messages.encode(request)
+        here = server == self._start.server
+        return messages.decode_reply(
+            self._control.answer(body) if here else self._plane.control(server, body)
+        )
+
+    def _living(self) -> list[int]:
+        return [row.server for row in self._control.endpoints if row.port and row.by is None]
 
     # -- memory ----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import drust
-from drust import _core, codecs, outstanding, runtime
+from drust import codecs, outstanding, runtime
 from drust.errors import DrustError
 from drust.server import messages
 from drust.session import Session
@@ -45,18 +45,8 @@ class Block:
         address, colour, _ = self.pointer
         return (
             f"server {self.server}: {format_bytes(self.nbytes)} ({self.nbytes} bytes),"
-            f" {codec_name(self.codec)}, owned by {owner}, at {address:#x} colour {colour:#x}"
+            f" {codecs.codec_name(self.codec)}, owned by {owner}, at {address:#x} colour {colour:#x}"
         )
-
-
-def codec_name(codec: int) -> str:
-    """What wrote a block, in a word."""
-    own = {
-        _core.TASK_CODEC: "task",
-        _core.TASK_CODEC + 1: "record",
-        _core.COMPLETION_CODEC: "completion",
-    }
-    return own.get(codec) or codecs.codec_name(codec)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import click
 import drust
 from drust.errors import WorkerLostError
 from drust.session import Session
-from drust.testing import account, faults, invariants, programs
+from drust.testing import account, faults, invariants, programs, unnamed
 
 # Shared objects are killed at in native tests (test_sync_kills, test_channel, test_dict): here are none.
 _NOT_HERE = "shared."
@@ -52,6 +52,7 @@ class Report:
     ways: Counter[str] = field(default_factory=Counter)  # how they were asked for, where known
     fired: Counter[str] = field(default_factory=Counter)  # kill points that killed
     never: list[str] = field(default_factory=list)  # kill points that no process passed
+    looks: int = 0  # for blocks that nobody names: unnamed.py
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -59,7 +60,7 @@ class Report:
         return (
             f"seed {self.seed}: {self.deaths} workers died in {self.rounds} rounds of"
             f" {self.steps.total()} steps ({ways}; {len(self.fired)} kill points fired),"
-            f" {self.seconds:.1f} s"
+            f" {self.looks} looks for what nobody names, {self.seconds:.1f} s"
         )
 
 
@@ -88,11 +89,14 @@ class Run:
             self._warm_up()
             before = account.take_at_rest(self._session)
             dead = self._deaths()
-            for point in _FIRST_POINTS:
-                self._die_at(point)
-            while not self._is_over(kills):
-                self._round()
-                self.report.deaths = self._deaths() - dead
+            with unnamed.Looks(self._session) as looks:
+                for point in _FIRST_POINTS:
+                    self._die_at(point)
+                while not self._is_over(kills):
+                    self._round()
+                    self.report.deaths = self._deaths() - dead
+            looks.check()
+            self.report.looks = looks.count
             self._cells.clear()
             gc.collect()
             wait_attached(self._session)
