@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 import drust
-from drust import Array, Box, Dict, Mutex, ServerLostError, Session, Vec
+from drust import Array, Box, Dict, Mutex, ServerLostError, Session, Vec, WorkerLostError, _core
 from drust.server import messages, unnamed
-from drust.testing import account, chaos
+from drust.testing import account, chaos, faults
 from drust.testing import unnamed as looks
 from looking import wait_until
 
@@ -151,6 +151,23 @@ def lose(session: Session) -> None:
     wait_until(is_back)
 
 
+def pass_on_and_die(mutex: Mutex[list[int]]) -> None:
+    faults.arm_here("call.reply.read")
+    drust.spawn(keep, mutex, server=2)
+
+
+@pytest.mark.slow
+def test_what_a_worker_was_only_just_getting_when_it_died_is_freed(session):
+    """A hold of an object elsewhere: its home has made it, and nobody has heard of it."""
+    before = account.take_at_rest(session)
+    with pytest.raises(WorkerLostError, match="pass_on_and_die"):
+        drust.spawn(pass_on_and_die, Mutex([1]), server=1).join(WITHIN_S)
+    chaos.wait_attached(session)
+    left = [block for block in account.take_at_rest(session).blocks if block not in before.blocks]
+    assert {_core.SHARED_CODEC, _core.HOLD_CODEC} <= {block.codec for block in left}
+    wait_until(lambda: not any(block in left for block in account.take(session).blocks), FREED_WITHIN_S)
+
+
 # -- the steps ---------------------------------------------------------------------------------------------
 
 A, B, C = (0x10, 0x7 << 48 | 1, 64), (0x20, 0x7 << 48 | 2, 64), (0x30, 0x7 << 48 | 3, 64)
@@ -248,8 +265,8 @@ class Passing(threading.Event):
 def test_a_sweep_frees_where_it_lies_what_is_unnamed_and_ends_when_nothing_is():
     servers = Servers(s0=[[A]], s1=[[C]])
     sweeper = unnamed.Sweeper(servers.ask, lambda: [0, 1], Passing())
-    sweeper.settled()
-    sweeper._thread.join(WITHIN_S)
+    sweeper.look()
+    wait_until(lambda: not sweeper._runs)
     assert sorted(servers.freed) == [(0, [A]), (1, [C])]
 
 
@@ -257,9 +274,8 @@ def test_a_sweep_frees_nothing_if_servers_came_or_went_meanwhile():
     servers = Servers(s0=[[A]], s1=[[]])
     sweeper = unnamed.Sweeper(servers.ask, lambda: [0, 1], Passing())
     servers.on_search = sweeper.changed
-    sweeper.settled()
-    sweeper._thread.join(WITHIN_S)
-    assert not sweeper._thread.is_alive()
+    sweeper.look()
+    wait_until(lambda: not sweeper._runs)
     assert servers.freed == []
     assert [kind for _, kind in servers.asked].count("Watch") == 2 * unnamed.TRIES
 
@@ -269,13 +285,13 @@ def test_a_sweep_tries_again_after_an_error_and_ends_with_the_server():
     servers.silent = {messages.Search}
     servers.on_search = lambda: servers.silent.clear()
     sweeper = unnamed.Sweeper(servers.ask, lambda: [0, 1], Passing())
-    sweeper.settled()
-    sweeper._thread.join(WITHIN_S)
+    sweeper.look()
+    wait_until(lambda: not sweeper._runs)
     assert servers.freed == [(0, [A])]
     closing = threading.Event()
     closing.set()
     servers = Servers(s0=[[A]])
     sweeper = unnamed.Sweeper(servers.ask, lambda: [0], closing)
-    sweeper.settled()
-    sweeper._thread.join(WITHIN_S)
+    sweeper.look()
+    wait_until(lambda: not sweeper._runs)
     assert servers.asked == []

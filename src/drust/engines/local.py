@@ -246,6 +246,7 @@ class LocalCluster:
                     event.worker, event.server, event.pid, event.reason, event.lost_tasks,
                 )  # fmt: skip
                 self._tell(event)
+                self.send(self.home, messages.LookForUnnamed())
             case messages.Joined(keeps=keeps):
                 if self._recovery:
                     self._recovery.joined(server.number, keeps)

@@ -109,13 +109,17 @@ class Settle(Message, frozen=True):
     """Every server has answered: tell whoever joins a task of a lost server."""
 
 
+class LookForUnnamed(Message, frozen=True):
+    """To the home server: a worker of some server has died. See unnamed.py."""
+
+
 class Stop(Message, frozen=True):
     """End, giving workers `grace_s` to end by themselves."""
 
     grace_s: float
 
 
-ToServer = Start | Endpoints | FreeOrphans | Fence | Settle | Stop
+ToServer = Start | Endpoints | FreeOrphans | Fence | Settle | LookForUnnamed | Stop
 
 # -- server -> driver ---------------------------------------------------------------------------------------
 

@@ -100,7 +100,9 @@ class Supervisor:
             case messages.Settle():
                 _logger.debug("%d tasks of lost servers have ended", self._plane.settle_records())
                 if self._start.server == messages.HOME:
-                    self._sweeper.settled()
+                    self._sweeper.look()
+            case messages.LookForUnnamed():
+                self._sweeper.look()
             case messages.Stop(grace_s=grace_s):
                 self._stop(grace_s, "asked to")
             case messages.Start():
@@ -235,7 +237,7 @@ class Supervisor:
 
     def _guest_arrived(self, pid: int) -> None:
         """A process that is not our child may attach now: what it holds is given back when it ends."""
-        self._watch_death(pid, lambda: self._pool.reap(pid, "it left", lambda _: None))
+        self._watch_death(pid, lambda: self._pool.reap(pid, "it left", lambda _: self._sweeper.look()))
 
     def _take_questions(self) -> None:
         while not self._closing.is_set():

@@ -7,8 +7,8 @@
     home --Reveal----> all   those that were noted since
     home --FreeUnnamed-> ..  the others, each by its own server
 
-Asked by the home server, some seconds after the cluster has changed last, and given up when it changes
-meanwhile: a name may have moved to a server that was not asked. 4 round trips a server without suspects, and
+Asked by the home server, some seconds after a loss, and given up when servers come or go meanwhile: a name
+may have moved to one that was not asked. 4 round trips a server without suspects, and
 the look at every block of each: a second for a hundred million. Nothing is asked before a loss.
 
 Why a name that moves is not missed: native/server/unnamed.hpp. Source: docs/protocol.md, "The fence".
@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from drust.server import messages
 
-QUIET_S = 6.0  # since the last change: a backup has freed by then what a lost server owned itself
+QUIET_S = 6.0  # first: a backup has freed by then what a lost server owned itself
 SETTLE_S = 5.0  # no name is in a process's hands alone for so long: a process that is stopped is ended before
 SUSPECTS_MAX = 10_000  # of a server, a round
 TRIES = 5
@@ -106,36 +106,52 @@ class Sweeper:
         self._servers = servers
         self._closing = closing
         self._changes = 0
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._tries = 0  # that are left; protected by _lock, as _runs
+        self._runs = False
 
     def changed(self) -> None:
-        """Servers came or went."""
+        """Servers came or went: what was found so far counts no longer."""
         self._changes += 1
 
-    def settled(self) -> None:
-        """A loss is settled: what its processes owned elsewhere may be freed, once that is quiet."""
-        self.changed()
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="drust-unnamed", daemon=True)
-            self._thread.start()
+    def look(self) -> None:
+        """A process or a server was lost: what it owned may be freed, once the cluster has come to rest."""
+        with self._lock:
+            self._tries = TRIES
+            if self._runs:
+                return
+            self._runs = True
+        threading.Thread(target=self._run, name="drust-unnamed", daemon=True).start()
 
     def _run(self) -> None:
-        tries = 0
-        while tries < TRIES and not self._closing.is_set():
-            changes = self._changes
-            if self._closing.wait(QUIET_S):
-                return
-            if changes != self._changes:
-                continue
-            tries += 1
-            try:
-                unnamed = find_unnamed(self._ask, self._servers(), self._closing.wait)
-                if changes != self._changes or self._closing.is_set():
-                    continue
-                if not unnamed:
+        while not self._closing.is_set():
+            with self._lock:
+                if not self._tries:
+                    self._runs = False
                     return
-                for server, blocks in unnamed.items():
-                    reply = _expect(self._ask(server, messages.FreeUnnamed(blocks)), messages.Freed)
-                    _logger.info("server %d has freed %d blocks of lost owners", server, reply.blocks)
-            except Exception as error:  # noqa: BLE001 - the next try, or the next loss, goes on
-                _logger.debug("what lost servers owned elsewhere is not known: %s", error)
+                tries = self._tries = self._tries - 1
+            found = self._sweep()
+            with self._lock:
+                if found == 0 and self._tries == tries:  # nobody was lost meanwhile
+                    self._tries = 0
+        with self._lock:
+            self._runs = False
+
+    def _sweep(self) -> int | None:
+        """How many were freed; None: not known, and to be tried again."""
+        changes = self._changes
+        if self._closing.wait(QUIET_S) or changes != self._changes:
+            return None
+        try:
+            unnamed = find_unnamed(self._ask, self._servers(), self._closing.wait)
+            if changes != self._changes or self._closing.is_set():
+                return None
+            freed = 0
+            for server, blocks in unnamed.items():
+                reply = _expect(self._ask(server, messages.FreeUnnamed(blocks)), messages.Freed)
+                _logger.info("server %d has freed %d blocks of lost owners", server, reply.blocks)
+                freed += reply.blocks
+            return freed
+        except Exception as error:  # noqa: BLE001 - the next try, or the next loss, goes on
+            _logger.debug("what lost processes owned elsewhere is not known: %s", error)
+            return None
