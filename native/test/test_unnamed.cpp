@@ -157,9 +157,9 @@ TEST("a name that moves from table to table, and from partition to partition, is
   const Unnamed there(*other.heap, other_queue, other_peers);
   const GlobalPointer block = here.make_nobodys();
   std::atomic<bool> ends{false};
+  GlobalPointer before = make_block(*here.host.heap, 10, {block});
   std::thread mover([&] {
     std::mt19937 random(7);
-    GlobalPointer before = make_block(*here.host.heap, 10, {block});
     heap::Heap* at = here.host.heap.get();
     while (!ends.load()) {
       heap::Heap* to = random() % 2 == 0 ? here.host.heap.get() : other.heap.get();
