@@ -107,7 +107,7 @@ def test_what_lives_is_named_wherever_it_is_kept(session, way):
     job = WAYS[way]()
     job.join(WITHIN_S)
     mine = [make_nested(), drust.spawn(make_nested, server=2).join(), *make_shared()]
-    assert looks.find(session, settle_s=0.5) == {}
+    assert looks.find_lasting(session) == set()
     del mine
 
 
@@ -149,6 +149,27 @@ def lose(session: Session) -> None:
             return False
 
     wait_until(is_back)
+
+
+@pytest.mark.parametrize("home", range(SERVERS))
+@pytest.mark.parametrize("make_value", [make, make_nested])
+@pytest.mark.parametrize("kept_in", ["a Box", "a value"])
+def test_what_was_not_handed_over_after_all_is_named(session, home, make_value, kept_in):
+    box = drust.spawn(make_value, server=home).join(WITHIN_S)
+    if kept_in == "a value":
+        around = Box([box])
+        drust.spawn(len, around.borrow(), server=0).join(WITHIN_S)
+        with around.borrow_mut() as value:
+            box = value.pop()
+    sender, _ = drust.channel(1)
+    sender.send(1)
+    with pytest.raises(drust.errors.UnpicklableError):
+        drust.spawn(keep, box, threading.Lock(), server=2)
+    with pytest.raises(drust.errors.QueueFullError):
+        sender.try_send(box)
+    assert looks.find_lasting(session) == set()
+    with box.borrow() as value:
+        assert len(value) in (2, N)
 
 
 def pass_on_and_die(mutex: Mutex[list[int]]) -> None:

@@ -1,6 +1,7 @@
 // Values that leave a Box for good, or are exchanged: into_inner, replace, clone, and moves to another owner.
 #include <utility>
 
+#include "bind/anchor.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
 #include "bind/numpy_api.hpp"
@@ -178,6 +179,8 @@ bool undo_transfer(BoxObject* box, PyObject* pin, PyObject* value) {
       return false;
     }
     set_pin(box, Py_NewRef(pin));
+    disclaim_in_holder(as_pin(pin), false);
+    anchor_former_child(as_pin(pin));  // the block that was to carry it has named it, or its parent's had before
   } else if (!install(box, value, Py_None, false, true)) {
     return false;
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "bind/anchor.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
 #include "bind/python.hpp"
@@ -112,6 +113,7 @@ bool adopt_pointer(BoxObject* box, PyObject* pointer, protocol::Actions actions)
   PyObject* pin = is_here(fresh.address) ? make_pin(fresh, fresh, false, action, 0)
                                          : make_hold(fresh, old->on_release);
   if (pin == nullptr) return false;
+  anchor_former_child(as_pin(pin));  // the report that brought the pointer named it
   leave_block(box, std::exchange(box->pin, pin), actions);
   return true;
 }

@@ -222,7 +222,7 @@ PyObject* anchor_method(PyObject* self, PyObject*) {
 }
 
 PyObject* let_go(PyObject* self, PyObject*) {
-  leave_holder(as_pin(self));
+  disclaim_in_holder(as_pin(self), true);
   return new_none();
 }
 
@@ -347,7 +347,9 @@ PyMethodDef methods[] = {
     {"anchor", anchor_method, METH_NOARGS,
      "What it owns on another server is named by a small block here, which frees it if this process dies; nothing if "
      "a block names it already."},
-    {"let_go", let_go, METH_NOARGS, "Another block owns it from now on, not the one that it came in."},
+    {"let_go", let_go, METH_NOARGS,
+     "Another block owns it from now on, not the one that it came in, which names it still: disown() follows, or the "
+     "Box has it back."},
     {"set_release", set_release, METH_O,
      "set_release(action): what the death of this Pin does, a RELEASE_ constant."},
     {"viewed_parts", viewed_parts, METH_NOARGS,
@@ -415,13 +417,16 @@ PyObject* make_hold(const GlobalPointer& pointer, OnRelease on_release) {
   return as_object(pin);
 }
 
+void disclaim_in_holder(PinObject* pin, bool disclaims) noexcept {
+  const PinObject* holder = as_pin(pin->holder);
+  if (holder == nullptr || !is_mapped(holder) || holder->writable_bytes == nullptr) return;
+  std::uint64_t& flags = heap::Block(holder->writable_bytes).children()[pin->holder_index].flags;
+  flags = disclaims ? flags | heap::ChildPointer::kShared : flags & ~heap::ChildPointer::kShared;
+}
+
 void leave_holder(PinObject* pin) noexcept {
-  PinObject* holder = as_pin(std::exchange(pin->holder, nullptr));
-  if (holder == nullptr) return;
-  if (is_mapped(holder) && holder->writable_bytes != nullptr) {
-    heap::Block(holder->writable_bytes).children()[pin->holder_index].flags |= heap::ChildPointer::kShared;
-  }
-  Py_DECREF(holder);
+  disclaim_in_holder(pin, true);
+  Py_CLEAR(pin->holder);
 }
 
 PyObject* make_writable_sibling(PinObject* pin) {

@@ -70,6 +70,8 @@ extern PyTypeObject pin_buffer_type;
 [[nodiscard]] PyObject* make_hold(const GlobalPointer& pointer, OnRelease on_release);
 // This process gives the block up: the holder's child table does not own it any more.
 void leave_holder(PinObject* pin) noexcept;
+// Whether its holder names it only, and another block owns it meanwhile.
+void disclaim_in_holder(PinObject* pin, bool disclaims) noexcept;
 // The same block through the writable mapping; keeps `pin` alive and frees nothing itself.
 [[nodiscard]] PyObject* make_writable_sibling(PinObject* pin);
 // A byte-for-byte copy in a new block, in the same partition (or private, like the original), that frees what

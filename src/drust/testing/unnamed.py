@@ -36,6 +36,22 @@ def find(session: Session, settle_s: float = unnamed.SETTLE_S) -> dict[int, list
     return unnamed.find_unnamed(ask, living, threading.Event().wait, settle_s)
 
 
+def find_lasting(session: Session, ends: threading.Event | None = None) -> set[Block]:
+    """Those that stay: not what is being freed just now. Empty if `ends` is set before that is known.
+
+    Raises:
+        InconclusiveError: too much moved meanwhile.
+    """
+    found = _all(find(session, _SETTLE_S))
+    if not found or (ends or threading.Event()).wait(CONFIRM_S):
+        return set()
+    return found & _all(find(session, 0.0))
+
+
+def _all(found: dict[int, list[Block]]) -> set[Block]:
+    return {block for blocks in found.values() for block in blocks}
+
+
 class Looks:
     """Looks again and again while its block runs, in a thread. For a session that loses no server."""
 
@@ -64,12 +80,7 @@ class Looks:
     def _look_on(self) -> None:
         while not self._ends.wait(_BETWEEN_S):
             try:
-                found = self._look(_SETTLE_S)
-                if found and not self._ends.wait(CONFIRM_S):
-                    self.found |= found & self._look(0.0)
+                self.found |= find_lasting(self._session, self._ends)
             except (InconclusiveError, DrustError):  # or the session ends
                 continue
             self.count += 1
-
-    def _look(self, settle_s: float) -> set[Block]:
-        return {block for blocks in find(self._session, settle_s).values() for block in blocks}
