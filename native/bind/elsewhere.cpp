@@ -2,7 +2,7 @@
 // this one has no room for it (Ma et al., OSDI'24, section 4.1.1: allocation falls over to the most vacant server).
 //
 // The bytes are sent from where they lie; only the head of the block, its tables and metadata, is made for it.
-// Until a block here names it, nobody would free it if this process died: drust.creation anchors it next.
+// A small block here names it (anchor.hpp), so that it is freed if this process dies.
 #include <nanobind/nanobind.h>
 
 #include <cstring>
@@ -20,7 +20,7 @@ struct alignas(kBlockAlignment) Line {
   std::byte bytes[kBlockAlignment];
 };
 
-nb::tuple put_value(Runtime& runtime, ServerId server, std::uint32_t codec, nb::bytes meta, nb::object value) {
+nb::object put_value(Runtime& runtime, ServerId server, std::uint32_t codec, nb::bytes meta, nb::object value) {
   Py_buffer view;
   if (PyObject_GetBuffer(value.ptr(), &view, PyBUF_SIMPLE) != 0) throw nb::python_error();
   const std::vector<std::uint64_t> sizes = {static_cast<std::uint64_t>(view.len)};
@@ -33,13 +33,21 @@ nb::tuple put_value(Runtime& runtime, ServerId server, std::uint32_t codec, nb::
   const heap::Block block(head.front().bytes);
   block.lay_out(shape);
   if (meta.size() != 0) std::memcpy(block.meta().data(), meta.c_str(), meta.size());
-  Result<GlobalPointer> there = [&] {
+  GlobalPointer there;
+  Result<GlobalPointer> holder = [&]() -> Result<GlobalPointer> {
     nb::gil_scoped_release unlocked;
     const auto* data = static_cast<const std::byte*>(view.buf);
-    return runtime.peers->put_bytes(server, {block.start(), head_bytes}, {data, sizes[0]});
+    const Result<GlobalPointer> put = runtime.peers->put_bytes(server, {block.start(), head_bytes}, {data, sizes[0]});
+    if (!put.ok()) return put.status();
+    there = put.value();
+    Result<GlobalPointer> around = make_holder(*runtime.heap, there);
+    if (!around.ok()) runtime.peers->free_later(there, false);
+    return around;
   }();
   PyBuffer_Release(&view);
-  return to_tuple(unwrap(std::move(there)));
+  PyObject* pin = make_held(there, unwrap(std::move(holder)));
+  if (pin == nullptr) throw nb::python_error();
+  return nb::steal(pin);
 }
 
 }  // namespace

@@ -45,27 +45,19 @@ Owned another_hold(Runtime& runtime, const GlobalPointer& hold, std::uint64_t ki
     return Owned(make_pin(made.value(), made.value(), false, OnRelease::free_tree, 0));
   }
   std::vector<std::byte> none;
-  Result<std::array<std::uint64_t, 3>> reply = [&] {
-    const Unlocked unlocked;
-    return runtime.peers->shared(hold.address.server(), hold, wire::SharedVerb::hold, {}, {}, none);
-  }();
-  if (!reply.ok()) return fail(reply.status());
-  const GlobalPointer made{Address(reply.value()[0]), reply.value()[1], reply.value()[2]};
+  GlobalPointer made;
   // It stands in a block of this process, so that its reaper finds it.
-  const Result<Address> around = runtime.heap->allocate({.codec = heap::kHoldCodec, .child_count = 1, .buffer_bytes = {}});
-  if (!around.ok()) {
-    release_block(made, OnRelease::free_tree, 0);
-    return fail(around.status());
-  }
-  const heap::Block block(runtime.partition->writable(around.value().offset_bytes()));
-  block.children()[0] = {made.address.raw(), made.colour, made.extent_bytes, kind_flags};
-  const GlobalPointer published = runtime.heap->publish(around.value());
-  const Owned holder(make_pin(published, published, false, OnRelease::free_shallow, 0));
-  Owned pin(holder ? make_hold(made, OnRelease::free_tree) : nullptr);
-  if (!pin) return Owned();
-  as_pin(pin.get())->holder = Py_NewRef(holder.get());
-  as_pin(pin.get())->holder_index = 0;
-  return pin;
+  const Result<GlobalPointer> holder = [&]() -> Result<GlobalPointer> {
+    const Unlocked unlocked;
+    const auto reply = runtime.peers->shared(hold.address.server(), hold, wire::SharedVerb::hold, {}, {}, none);
+    if (!reply.ok()) return reply.status();
+    made = {Address(reply.value()[0]), reply.value()[1], reply.value()[2]};
+    Result<GlobalPointer> around = make_holder(*runtime.heap, made, heap::kHoldCodec, kind_flags);
+    if (!around.ok()) runtime.peers->free_later(made, false);
+    return around;
+  }();
+  if (!holder.ok()) return fail(holder.status());
+  return Owned(make_held(made, holder.value()));
 }
 
 std::uint64_t kind_flags_of(sync::Kind kind, std::uint32_t role) noexcept {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from drust import _core, codecs, groups, runtime
+from drust import _core, codecs, runtime
 from drust.codecs import arrays
 from drust.config import REPLICAS_MAX
 from drust.errors import ConfigError, OutOfMemoryError, ServerLostError
@@ -42,10 +42,7 @@ def put_at(server: int, encoded: codecs.Encoded) -> _core.Pin:
     here = runtime.current()
     (part,) = encoded.buffers
     data: Any = codecs.base.raw_bytes(np.ascontiguousarray(part))
-    pointer = here.put_value(server, encoded.codec, encoded.meta, data)
-    pin = _core.Pin.hold(pointer, groups.FREE_TREE)
-    pin.anchor()
-    return pin
+    return here.put_value(server, encoded.codec, encoded.meta, data)
 
 
 def choose_replicas(replicas: object) -> bool:

@@ -22,7 +22,7 @@ from typing import TypeVar
 from drust.server import messages
 
 QUIET_S = 6.0  # first: a backup has freed by then what a lost server owned itself
-SETTLE_S = 5.0  # no name is in a process's hands alone for so long: a process that is stopped is ended before
+SETTLE_S = 5.0  # no name is in a process's hands alone for so long: a worker that is stopped is ended before
 SUSPECTS_MAX = 10_000  # of a server, a round
 TRIES = 5
 
