@@ -68,6 +68,7 @@ inline constexpr std::array kKillPoints = std::to_array<std::string_view>({
     "shared.dict.stored",
     "shared.dict.owned",
     "shared.dict.freed",
+    "shared.answer.hold",  // read, and the hold named by nobody
     // the copy table
     "copies.stripe.locked",
     "copies.add.reserved",

@@ -45,7 +45,7 @@ void anchor_former_child(PinObject* pin) noexcept {
   Runtime* runtime = current_runtime();
   if (runtime == nullptr || pin->on_release != OnRelease::free_tree || pin->runtime != runtime) return;
   if (!runtime->partition->is_local(pin->pointer.address)) {
-    static_cast<void>(anchor(pin));
+    if (!anchor(pin).ok()) runtime->partition->watch().blind();
     return;
   }
   const Result<heap::Block> block = runtime->partition->find(pin->pointer.address, pin->pointer.colour);

@@ -22,7 +22,7 @@ Result<GlobalPointer> make_holder(heap::Heap& heap, const GlobalPointer& owned, 
 // Gives a Pin that owns what it names on another server, and has no holder, one of its own. Others: nothing happens.
 Status anchor(PinObject* pin) noexcept;
 // The same for one that was a child until now, wherever it lies: here, its owner word says so. Without room for a holder
-// it stays where it lies when this process dies.
+// nothing unnamed is freed any more (heap::Watch::blind()).
 void anchor_former_child(PinObject* pin) noexcept;
 
 }  // namespace drust::bind

@@ -2,6 +2,7 @@
 #include <map>
 #include <tuple>
 
+#include "base/kill_point.hpp"
 #include "bind/anchor.hpp"
 #include "bind/box.hpp"
 #include "bind/hooks.hpp"
@@ -51,6 +52,7 @@ Owned another_hold(Runtime& runtime, const GlobalPointer& hold, std::uint64_t ki
     const Unlocked unlocked;
     const auto reply = runtime.peers->shared(hold.address.server(), hold, wire::SharedVerb::hold, {}, {}, none);
     if (!reply.ok()) return reply.status();
+    kill_point("shared.answer.hold");
     made = {Address(reply.value()[0]), reply.value()[1], reply.value()[2]};
     Result<GlobalPointer> around = make_holder(*runtime.heap, made, heap::kHoldCodec, kind_flags);
     if (!around.ok()) runtime.peers->free_later(made, false);

@@ -24,7 +24,7 @@ std::optional<std::vector<Address>> Watch::close(std::uint64_t ticket) const {
   if (ticket == 0 || head().is_open.load() != ticket) return std::nullopt;
   const std::uint64_t noted = head().next.load();
   std::optional<std::vector<Address>> found;
-  if (noted <= kRows) {
+  if (noted <= kRows && head().is_blind.load() == 0) {
     found.emplace();
     for (std::uint64_t place = 0; place < noted; ++place) found->emplace_back(row(place).load());
   }

@@ -31,6 +31,8 @@ class Watch {
   }
   // A ticket for close(); whoever had it open before learns that he has lost it.
   std::uint64_t open() const noexcept;
+  // Something that lives here could not be named: from now on close() knows nothing.
+  void blind() const noexcept { head().is_blind.store(1); }
   // What was noted since that ticket was given; nothing if there was no room for all of it, or another has opened it.
   [[nodiscard]] std::optional<std::vector<Address>> close(std::uint64_t ticket) const;
 
@@ -38,6 +40,7 @@ class Watch {
   struct Head {
     std::atomic<std::uint64_t> is_open;  // the ticket, 0: closed; the server's control plane, as `tickets`
     std::atomic<std::uint64_t> tickets;
+    std::atomic<std::uint64_t> is_blind;  // any process; until the partition ends
     alignas(64) std::atomic<std::uint64_t> next;  // any process
   };
   [[nodiscard]] Head& head() const noexcept { return *reinterpret_cast<Head*>(area_); }

@@ -58,7 +58,9 @@ std::optional<std::vector<std::uint64_t>> Unnamed::reveal(const Addresses& asked
 }
 
 std::size_t Unnamed::free(std::span<const GlobalPointer> blocks) {
-  const std::uint64_t self = heap::owner_word(OwnerKind::process, heap_.process());
+  // As versions: it may be one that a task had made of what others lent through the lost server, and then the children
+  // it shares are its lender's. What nobody names of them is found next time.
+  const std::uint64_t version = heap::owner_word(OwnerKind::borrower, heap_.process());
   std::size_t freed = 0;
   std::vector<GlobalPointer> remote;
   for (const GlobalPointer& pointer : blocks) {
@@ -66,10 +68,10 @@ std::size_t Unnamed::free(std::span<const GlobalPointer> blocks) {
     if (!block.ok()) continue;
     const std::uint64_t owner = block.value().header().owner.load();
     // Whoever takes it over changes the word.
-    if (!is_suspect(owner) || !heap_.change_owner(pointer, owner, self)) continue;
+    if (!is_suspect(owner) || !heap_.change_owner(pointer, owner, version)) continue;
     freed += heap_.free(pointer, remote).ok() ? 1 : 0;
   }
-  for (const GlobalPointer& pointer : remote) peers_.free_later(pointer, false);
+  for (const GlobalPointer& pointer : remote) peers_.free_made_later(pointer);
   return freed;
 }
 

@@ -42,7 +42,7 @@ class Unnamed {
   [[nodiscard]] std::vector<std::uint64_t> search(const Addresses& asked) const;
   // Which of them were named since watch(), and the end of it. Nothing: nobody knows.
   [[nodiscard]] std::optional<std::vector<std::uint64_t>> reveal(const Addresses& asked, std::uint64_t ticket) const;
-  // How many are freed, each with what it owns.
+  // How many are freed, each with what it owns, but for what another version may share (ChildPointer::kKept).
   std::size_t free(std::span<const GlobalPointer> blocks);
 
  private:

@@ -130,6 +130,29 @@ TEST("more names than there is room for leave everything open") {
   CHECK(!scene.unnamed.reveal(only(block), ticket));
 }
 
+TEST("an unnamed version leaves what its pre-image owns as well, until nobody names that either") {
+  Scene scene;
+  const GlobalPointer shared = make_block(*scene.host.heap, 10);
+  const GlobalPointer pre_image = make_block(*scene.host.heap, 10, {shared});
+  CHECK(scene.host.heap->set_owner(shared, parent_word(pre_image.address)));
+  const GlobalPointer version = make_block(*scene.host.heap, 10, {shared}, heap::ChildPointer::kKept);
+  CHECK(scene.host.heap->set_owner(version, owner_word(OwnerKind::none, {})));
+  CHECK(scene.suspects(version));
+  CHECK_EQ(scene.unnamed.free(scene.unnamed.suspects(9)), 1U);
+  CHECK(!scene.lives(version) && scene.lives(shared) && scene.lives(pre_image));
+  CHECK(scene.unnamed.suspects(9).empty());
+  CHECK(scene.host.heap->free_shallow(pre_image).ok());
+  CHECK_EQ(scene.unnamed.free(scene.unnamed.suspects(9)), 1U);
+  CHECK(!scene.lives(shared));
+}
+
+TEST("where something that lives has no name, nobody knows what is unnamed") {
+  Scene scene;
+  const GlobalPointer block = scene.make_nobodys();
+  scene.host.partition->watch().blind();
+  CHECK(!scene.unnamed.reveal(only(block), scene.unnamed.watch()));
+}
+
 TEST("what is unnamed goes with what it owns, once, and not if somebody has taken it over or it is another version") {
   Scene scene;
   const std::uint64_t before = scene.host.partition->live_blocks();

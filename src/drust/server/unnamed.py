@@ -132,7 +132,9 @@ class Sweeper:
                 tries = self._tries = self._tries - 1
             found = self._sweep()
             with self._lock:
-                if found == 0 and self._tries == tries:  # nobody was lost meanwhile
+                if found:  # what it shared with others may be unnamed by now
+                    self._tries = TRIES
+                elif found == 0 and self._tries == tries:  # nobody was lost meanwhile
                     self._tries = 0
         with self._lock:
             self._runs = False
