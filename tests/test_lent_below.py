@@ -14,7 +14,7 @@ import pytest
 
 import drust
 from drust import Box, PoisonedError, WorkerLostError
-from drust.testing import account
+from drust.testing import account, chaos, faults
 from looking import wait_until
 
 LARGE = 200_000  # of 8 bytes: written in place where it lies
@@ -163,3 +163,76 @@ def test_what_a_task_below_did_not_write_in_place_is_rolled_back(settled, files,
         with box.borrow() as boxes, boxes[0].borrow() as a:
             assert not a.any()
     del box, boxes, a, job, inner
+
+
+# -- versions inside of versions ----------------------------------------------------------------------
+
+
+def make_deep() -> Box:
+    return Box({"mark": 0, "in": Box({"mark": 0, "in": Box({"mark": 0, "leaf": Box(np.full(SMALL, 9))})})})
+
+
+def marks(box: Box) -> tuple[int, int, int, float]:
+    with (
+        box.borrow() as top,
+        top["in"].borrow() as middle,
+        middle["in"].borrow() as low,
+        low["leaf"].borrow() as leaf,
+    ):
+        return top["mark"], middle["mark"], low["mark"], float(leaf.sum())
+
+
+def mark(value: dict) -> None:
+    value["mark"] = 1
+
+
+def mark_inside(value: dict) -> None:
+    with value["in"].borrow_mut() as inside:
+        mark(inside)
+
+
+def look(value: dict) -> int:
+    return value["mark"]
+
+
+def publish_twice(top: dict, server: int) -> None:
+    with top["in"].borrow_mut() as middle:
+        drust.spawn(mark, middle["in"].borrow_mut(), server=server).join()
+        mark(middle)
+    drust.spawn(look, top["in"].borrow(), server=server).join()
+    with top["in"].borrow_mut() as middle:
+        mark(middle)
+
+
+def open_again(top: dict, server: int) -> None:
+    drust.spawn(mark_inside, top["in"].borrow_mut(), server=server).join()
+    with top["in"].borrow_mut() as middle:
+        mark(middle)
+
+
+def take_out_and_put_back(top: dict, server: int) -> None:
+    drust.spawn(mark_inside, top["in"].borrow_mut(), server=server).join()
+    with top["in"].borrow_mut() as middle:
+        low = middle.pop("in")
+        middle["in"] = low
+        mark(middle)
+
+
+def change_deep(top: dict, way: Callable[[dict, int], None], server: int, dies: bool) -> None:
+    way(top, server)
+    mark(top)
+    if dies:
+        faults.arm_here("queue.return.written")
+
+
+@pytest.mark.parametrize("server", [0])
+@pytest.mark.parametrize("way", [publish_twice, open_again, take_out_and_put_back])
+def test_what_a_version_inside_of_a_version_shares_is_its_lenders(settled, way, server):
+    box = make_deep()
+    with pytest.raises(WorkerLostError):
+        drust.spawn(change_deep, box.borrow_mut(), way, server, True, server=0).join(WITHIN_S)
+    chaos.wait_attached(settled)
+    account.take_at_rest(settled)
+    assert marks(box) == (0, 0, 0, 9.0 * SMALL)
+    drust.spawn(change_deep, box.borrow_mut(), way, server, False, server=0).join(WITHIN_S)
+    assert marks(box) == (1, 1, 1, 9.0 * SMALL)

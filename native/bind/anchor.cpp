@@ -52,7 +52,8 @@ void anchor_former_child(PinObject* pin) noexcept {
   if (!block.ok()) return;
   const std::uint64_t owner = block.value().header().owner.load();
   if (heap::owner_kind(owner) != heap::OwnerKind::parent) return;
-  runtime->heap->change_owner(pin->pointer, owner, heap::owner_word(heap::OwnerKind::process, runtime->process));
+  const auto kind = runtime->heap->is_of_version(owner) ? heap::OwnerKind::borrower : heap::OwnerKind::process;
+  runtime->heap->change_owner(pin->pointer, owner, heap::owner_word(kind, runtime->process));
 }
 
 }  // namespace drust::bind

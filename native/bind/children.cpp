@@ -156,8 +156,7 @@ void leave_parent_block(BoxObject* child) noexcept {
   if (child->pin == nullptr || !clear_entry(child->parent, pin_of(child)->pointer.address)) return;
   Runtime* runtime = current_runtime();
   if (runtime == nullptr || pin_of(child)->readable == nullptr) return;
-  static_cast<void>(runtime->heap->set_owner(
-      pin_of(child)->pointer, heap::owner_word(heap::OwnerKind::process, runtime->process)));
+  static_cast<void>(runtime->heap->make_own(pin_of(child)->pointer));
 }
 
 PyObject* find_lease(const BoxObject* box) noexcept {

@@ -101,9 +101,7 @@ nb::object open(Runtime& runtime, nb::tuple tuple, bool writable, int on_release
   const GlobalPointer pointer = to_pointer(tuple);
   static_cast<void>(unwrap(runtime.partition->find(pointer.address, pointer.colour)));
   const auto action = static_cast<OnRelease>(on_release);
-  if (action == OnRelease::free_tree || action == OnRelease::free_shallow) {
-    runtime.heap->set_owner(pointer, heap::owner_word(heap::OwnerKind::process, runtime.process));
-  }
+  if (action == OnRelease::free_tree || action == OnRelease::free_shallow) runtime.heap->make_own(pointer);
   return nb::steal(make_pin(pointer, pointer, writable, static_cast<OnRelease>(on_release), 0));
 }
 

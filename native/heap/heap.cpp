@@ -170,7 +170,7 @@ void Heap::adopt_children(Address address) noexcept {
     }
     // What contains a version is one: whoever frees it for a dead process must know.
     const Result<Block> below = partition_.find(child.pointer().address, child.colour);
-    if (below.ok() && owner_kind(below.value().header().owner.load()) == OwnerKind::borrower) is_version = true;
+    if (below.ok() && is_of_version(below.value().header().owner.load())) is_version = true;
     set_owner(child.pointer(), parent_word(address));
   }
   if (is_version) block.header().owner.store(owner_word(OwnerKind::borrower, process_), std::memory_order_release);
@@ -267,6 +267,23 @@ Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer, bool lent) {
   partition_.count(process_, Counter::bytes_copied, extent_bytes);
   if (lent) share_children(taken.value());
   return publish(taken.value());
+}
+
+bool Heap::is_of_version(std::uint64_t owner) const noexcept {
+  constexpr int kDepthMax = 64;  // what an older parent has left behind may go round in circles
+  for (int depth = 0; depth < kDepthMax && owner_kind(owner) == OwnerKind::parent; ++depth) {
+    const Result<Block> around = partition_.find(owner_parent(owner), kNoColour);
+    if (!around.ok()) return false;
+    owner = around.value().header().owner.load(std::memory_order_acquire);
+  }
+  return owner_kind(owner) == OwnerKind::borrower;
+}
+
+bool Heap::make_own(const GlobalPointer& pointer) noexcept {
+  const Result<Block> found = partition_.find(pointer.address, pointer.colour);
+  if (!found.ok()) return false;
+  const bool stays_version = is_of_version(found.value().header().owner.load(std::memory_order_acquire));
+  return set_owner(pointer, owner_word(stays_version ? OwnerKind::borrower : OwnerKind::process, process_));
 }
 
 bool Heap::set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noexcept {

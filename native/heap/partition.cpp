@@ -141,14 +141,15 @@ std::uint64_t Partition::offset_of(const std::byte* place) const noexcept {
 Result<Block> Partition::find(Address address, Colour colour) const noexcept {
   const Mapping& mapping = *mapping_;
   Place place;
-  if (!is_local(address) || !mapping.segments.locate(address.offset_bytes(), place)) {
-    return Status(Code::not_found, "no block there");
-  }
-  const std::uint64_t state = mapping.header_at(place.offset_bytes).state.load(std::memory_order_acquire);
-  // If the segment changed hands meanwhile, what was read is no header.
-  if (mapping.segments.entry(place.head).word() != place.entry.word() || !is_colour(state)) {
-    return Status(Code::not_found, "no block there");
-  }
+  std::uint64_t state = 0;
+  do {
+    if (!is_local(address) || !mapping.segments.locate(address.offset_bytes(), place)) {
+      return Status(Code::not_found, "no block there");
+    }
+    state = mapping.header_at(place.offset_bytes).state.load(std::memory_order_acquire);
+    // If the segment changed hands meanwhile, what was read may be no header; or its maker has died, and it is.
+  } while (mapping.segments.entry(place.head).word() != place.entry.word());
+  if (!is_colour(state)) return Status(Code::not_found, "no block there");
   if (colour != kNoColour && state != colour) return Status(Code::stale, "another colour");
   return Block(mapping.writable + place.offset_bytes);
 }

@@ -84,13 +84,14 @@ void release_versions(heap::Heap& heap, const GlobalPointer& completion, heap::P
   const Result<heap::Block> block = partition.find(completion.address, completion.colour);
   if (!block.ok()) return;
   const std::uint64_t nobody = heap::owner_word(heap::OwnerKind::none, {});
-  static_cast<void>(heap.change_owner(completion, heap::owner_word(heap::OwnerKind::process, worker), nobody));
+  const auto release = [&](const GlobalPointer& pointer) {
+    for (const heap::OwnerKind kind : {heap::OwnerKind::borrower, heap::OwnerKind::process})
+      static_cast<void>(heap.change_owner(pointer, heap::owner_word(kind, worker), nobody));
+  };
+  release(completion);
   for (const ChildPointer& child : block.value().children()) {
     if ((child.flags & ChildPointer::kBorrowed) != ChildPointer::kMutable) continue;
-    if (!partition.is_local(child.pointer().address)) continue;
-    for (const heap::OwnerKind kind : {heap::OwnerKind::borrower, heap::OwnerKind::process}) {
-      static_cast<void>(heap.change_owner(child.pointer(), heap::owner_word(kind, worker), nobody));
-    }
+    if (partition.is_local(child.pointer().address)) release(child.pointer());
   }
   kill_point("deliver.versions.released");
 }

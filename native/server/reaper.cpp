@@ -136,7 +136,8 @@ void Reaper::drop_records(Estate& estate) {
       if (call.ok() && call.value().header().codec == tasks::kTaskCodec) {
         const heap::BlockHeader& header = call.value().header();
         const std::uint64_t owner = header.owner.load();
-        was_sent = owner != heap::owner_word(OwnerKind::process, estate.dead);
+        was_sent = owner != heap::owner_word(OwnerKind::process, estate.dead) &&
+                   owner != heap::owner_word(OwnerKind::borrower, estate.dead);  // a version lies in it
         waiting.is_unsure = owner == heap::owner_word(OwnerKind::in_transit, estate.dead) ||
                             heap::owner_kind(owner) == OwnerKind::queue;
         waiting.call = {Address(address), header.state.load(), header.extent_bytes};

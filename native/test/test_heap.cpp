@@ -1,6 +1,7 @@
 // Allocating, publishing, freeing: one process, many threads. Processes that are killed:
 // test_heap_crashes.cpp.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -414,6 +415,37 @@ TEST("an adopted arena keeps its live blocks, loses its unfinished ones, and is 
   CHECK_EQ(host.heap->free_owned_by(host.process, remote), 100U);
   other.reset();  // its slot is gone: it must not touch what was adopted
   CHECK_EQ(host.partition->live_blocks(), 0U);
+}
+
+TEST("a block is found while the segment of its dead maker changes hands") {
+  Host host;
+  ProcessId owner = host.join();
+  auto heap = std::make_unique<Heap>(*host.partition, owner);
+  const GlobalPointer block = make_block(*heap, 320);
+  std::atomic<std::uint64_t> looks{0};
+  std::atomic<std::uint64_t> missed{0};
+  std::atomic<bool> is_over{false};
+  std::thread finder([&] {
+    while (!is_over.load()) {
+      missed += host.partition->find(block.address, block.colour).ok() ? 0U : 1U;
+      ++looks;
+    }
+  });
+  for (int times = 0; times < 5000; ++times) {
+    const std::uint64_t before = looks.load();
+    const ProcessId heir = host.join();
+    auto next = std::make_unique<Heap>(*host.partition, heir);
+    host.partition->declare_dead(owner);
+    next->adopt(owner);
+    host.partition->release_process(owner);
+    owner = heir;
+    heap = std::move(next);
+    while (looks.load() == before) std::this_thread::yield();
+  }
+  is_over = true;
+  finder.join();
+  CHECK_EQ(missed.load(), 0U);
+  CHECK(heap->free_shallow(block).ok());
 }
 
 TEST("a small block is allocated and freed in a few hundred nanoseconds at most") {
