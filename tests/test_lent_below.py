@@ -225,7 +225,7 @@ def change_deep(top: dict, way: Callable[[dict, int], None], server: int, dies: 
         faults.arm_here("queue.return.written")
 
 
-@pytest.mark.parametrize("server", [0])
+@pytest.mark.parametrize("server", [0, 1])
 @pytest.mark.parametrize("way", [publish_twice, open_again, take_out_and_put_back])
 def test_what_a_version_inside_of_a_version_shares_is_its_lenders(settled, way, server):
     box = make_deep()

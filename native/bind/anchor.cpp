@@ -10,6 +10,7 @@ Result<GlobalPointer> make_holder(heap::Heap& heap, const GlobalPointer& owned, 
   if (!around.ok()) return around.status();
   const heap::Block block(heap.partition().writable(around.value().offset_bytes()));
   block.children()[0] = {owned.address.raw(), owned.colour, owned.extent_bytes, flags};
+  if ((flags & heap::ChildPointer::kMade) != 0) heap.adopt_children(around.value());
   return heap.publish(around.value());
 }
 
@@ -29,9 +30,10 @@ PyObject* make_held(const GlobalPointer& owned, const GlobalPointer& holder) {
 
 Status anchor(PinObject* pin) noexcept {
   Runtime* runtime = current_runtime();
-  const bool is_owned = pin->on_release == OnRelease::free_tree && pin->runtime == runtime && pin->holder == nullptr;
+  const bool is_owned = pin->on_release == own_release(pin) && pin->runtime == runtime && pin->holder == nullptr;
   if (runtime == nullptr || !is_owned || runtime->partition->is_local(pin->pointer.address)) return {};
-  const Result<GlobalPointer> made = make_holder(*runtime->heap, pin->pointer);
+  const Result<GlobalPointer> made =
+      make_holder(*runtime->heap, pin->pointer, kHolderCodec, pin->is_made ? heap::ChildPointer::kMade : 0);
   if (!made.ok()) return made.status();
   pin->holder = make_pin(made.value(), made.value(), true, OnRelease::free_shallow, 0);
   pin->holder_index = 0;
@@ -43,7 +45,7 @@ Status anchor(PinObject* pin) noexcept {
 
 void anchor_former_child(PinObject* pin) noexcept {
   Runtime* runtime = current_runtime();
-  if (runtime == nullptr || pin->on_release != OnRelease::free_tree || pin->runtime != runtime) return;
+  if (runtime == nullptr || pin->on_release != own_release(pin) || pin->runtime != runtime) return;
   if (!runtime->partition->is_local(pin->pointer.address)) {
     if (!anchor(pin).ok()) runtime->partition->watch().blind();
     return;

@@ -181,7 +181,7 @@ void children_free_themselves(BoxObject* parent) noexcept {
   pin_of(parent)->on_release = OnRelease::free_shallow;
   for (BoxObject* child = parent->first_child; child != nullptr; child = child->next_child) {
     const bool is_kept = child->state.has(protocol::kPreImage);  // its lender frees it, if at all
-    if (child->pin != nullptr && !is_kept) pin_of(child)->on_release = OnRelease::free_tree;
+    if (child->pin != nullptr && !is_kept) pin_of(child)->on_release = own_release(pin_of(child));
   }
 }
 

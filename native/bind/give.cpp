@@ -26,7 +26,7 @@ PyObject* place_text(const char* verb) {
 void detach(BoxObject* box, protocol::Actions actions) noexcept {
   if ((actions & protocol::kDetachFromParent) == 0 || box->pin == nullptr) return;
   leave_parent_block(box);
-  if (pin_of(box)->on_release == OnRelease::nothing) pin_of(box)->on_release = OnRelease::free_tree;
+  if (pin_of(box)->on_release == OnRelease::nothing) pin_of(box)->on_release = own_release(pin_of(box));
 }
 
 // What is left of a Box whose value has gone.

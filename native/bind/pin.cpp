@@ -28,6 +28,7 @@ PinObject* new_pin(const GlobalPointer& pointer, OnRelease on_release) {
   pin->local = {};
   pin->readable = nullptr;
   pin->writable_bytes = nullptr;
+  pin->is_made = on_release == OnRelease::free_made;
   pin->runtime = nullptr;
   pin->owner = nullptr;
   pin->holder = nullptr;
@@ -190,6 +191,8 @@ PyObject* get_writable(PyObject* self, void*) { return PyBool_FromLong(as_pin(se
 PyObject* get_on_release(PyObject* self, void*) {
   return PyLong_FromLong(static_cast<long>(as_pin(self)->on_release));
 }
+
+PyObject* get_is_made(PyObject* self, void*) { return PyBool_FromLong(as_pin(self)->is_made ? 1 : 0); }
 
 // The caller's variable and the reference this call runs on are not counted.
 PyObject* get_references(PyObject* self, void*) { return PyLong_FromSsize_t(Py_REFCNT(self) - 2); }
@@ -380,6 +383,7 @@ PyGetSetDef getters[] = {
     {"nbytes", get_nbytes, nullptr, "Bytes of all buffers.", nullptr},
     {"writable", get_writable, nullptr, "Whether its buffers may be written.", nullptr},
     {"on_release", get_on_release, nullptr, "What the death of this Pin does, a RELEASE_ constant.", nullptr},
+    {"is_made", get_is_made, nullptr, "Whether it is a version of a task below, on another server.", nullptr},
     {"parts", get_parts, set_parts,
      "The Pins of its tied children that this process has, in their order; or None.", nullptr},
     {"origin", get_origin, set_origin, "What its codec remembers beside it, until the Pin dies; or None.",

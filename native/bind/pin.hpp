@@ -38,6 +38,7 @@ struct PinObject {
   PrivateBlock private_block;
   std::uint32_t copy_entry;
   OnRelease on_release;
+  bool is_made;      // a version that a task below this one made, on another server: what its pre-image owns too stays
   bool is_writable;  // buffers of this Pin are writable
 };
 
@@ -68,6 +69,10 @@ extern PyTypeObject pin_buffer_type;
                                  OnRelease on_release, std::uint32_t copy_entry);
 // Ownership of a block whose bytes are not mapped here (it is on another server).
 [[nodiscard]] PyObject* make_hold(const GlobalPointer& pointer, OnRelease on_release);
+// What the end of a Pin does that owns its block and what that owns.
+[[nodiscard]] inline OnRelease own_release(const PinObject* pin) noexcept {
+  return pin->is_made ? OnRelease::free_made : OnRelease::free_tree;
+}
 // This process gives the block up: the holder's child table does not own it any more.
 void leave_holder(PinObject* pin) noexcept;
 // Whether its holder names it only, and another block owns it meanwhile.

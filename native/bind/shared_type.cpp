@@ -284,7 +284,8 @@ bool register_shared(PyObject* module) {
   shared_type.tp_getset = getters;
   return add_type(module, shared_type, "Shared") &&
          PyModule_AddIntConstant(module, "HOLD", static_cast<long>(ChildPointer::kHold)) == 0 &&
-         PyModule_AddIntConstant(module, "HOLD_KIND_SHIFT", ChildPointer::kHoldKindShift) == 0;
+         PyModule_AddIntConstant(module, "HOLD_KIND_SHIFT", ChildPointer::kHoldKindShift) == 0 &&
+         PyModule_AddIntConstant(module, "CHILD_MADE", static_cast<long>(ChildPointer::kMade)) == 0;
 }
 
 }  // namespace drust::bind

@@ -122,8 +122,10 @@ struct ChildPointer {
   static constexpr std::uint64_t kHold = 1024;     // this child is a hold; what of, and by which role, is in kHoldKind
   static constexpr std::uint32_t kHoldKindShift = 11;
   static constexpr std::uint64_t kHoldKind = 0x1fULL << kHoldKindShift;
+  // In a version, of a child on another server: it is one, too (its owner word cannot be read from here).
+  static constexpr std::uint64_t kMade = 1ULL << (kHoldKindShift + 5);
   static constexpr std::uint64_t kFlags = kTied | kBorrowed | kKept | kUndo | kPart | kRelent | kExcepted | kHeld |
-                                          kOtherEnd | kHold | kHoldKind;
+                                          kOtherEnd | kHold | kHoldKind | kMade;
   std::uint64_t address;
   std::uint64_t colour;
   std::uint64_t extent_bytes;

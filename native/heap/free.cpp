@@ -82,8 +82,13 @@ void Heap::free_open(std::vector<Place>& open, std::vector<GlobalPointer>& remot
           if (leave_shared(partition_, pointer) && mapping.segments.locate(pointer.address.offset_bytes(), below))
             static_cast<void>(begin_free(below, pointer.colour, true, open));
         } else if (!partition_.is_local(pointer.address)) {
-          note_owed(pointer, 0);  // before this block, which knows of it, is gone
-          remote.push_back(pointer);
+          const bool is_made = is_version && (child.flags & ChildPointer::kMade) != 0 && made_hook_ != nullptr;
+          note_owed(pointer, is_made ? Owed::kMade : 0);  // before this block, which knows of it, is gone
+          if (is_made) {
+            made_hook_(pointer);
+          } else {
+            remote.push_back(pointer);
+          }
         } else if (mapping.segments.locate(pointer.address.offset_bytes(), below)) {
           // What a version contains is a version too: it shares children with its own pre-image.
           if (is_version)

@@ -43,6 +43,7 @@ void Heap::set_pressure_hook(std::function<std::uint64_t(std::uint64_t)> hook) {
 void Heap::set_replica_hook(std::function<void(Address, std::uint64_t)> hook) {
   replica_hook_ = std::move(hook);
 }
+void Heap::set_made_hook(std::function<void(const GlobalPointer&)> hook) { made_hook_ = std::move(hook); }
 std::uint64_t Heap::reclaim() { return arena_->reclaim(); }
 
 // -- allocating
@@ -162,15 +163,22 @@ void Heap::adopt_children(Address address) noexcept {
   bool is_version = false;
   // First: with it, a reaper looks for children that have changed hands.
   block.header().flags.store(kAdopting, std::memory_order_release);
-  for (const ChildPointer& child : block.children()) {
+  for (ChildPointer& child : block.children()) {
     if ((child.flags & ChildPointer::kBorrowed) != 0 || child.address == 0) continue;
     if ((child.flags & ChildPointer::kKept) != 0) {
       is_version = true;
       continue;
     }
     // What contains a version is one: whoever frees it for a dead process must know.
+    if (!partition_.is_local(child.pointer().address)) {
+      is_version = is_version || (child.flags & ChildPointer::kMade) != 0;
+      continue;
+    }
     const Result<Block> below = partition_.find(child.pointer().address, child.colour);
-    if (below.ok() && is_of_version(below.value().header().owner.load())) is_version = true;
+    if (below.ok() && is_of_version(below.value().header().owner.load())) {
+      is_version = true;
+      child.flags |= ChildPointer::kMade;  // for wherever this block goes
+    }
     set_owner(child.pointer(), parent_word(address));
   }
   if (is_version) block.header().owner.store(owner_word(OwnerKind::borrower, process_), std::memory_order_release);

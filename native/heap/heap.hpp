@@ -126,6 +126,9 @@ class Heap {
   // Called after a block with replicas on another server was freed here: `stamp` is newer than each of them. It
   // must not wait. Set once, before other threads free.
   void set_replica_hook(std::function<void(Address, std::uint64_t stamp)> hook);
+  // Called for a version on another server that goes with one here: it is to be freed there by free_made(), as the
+  // outbox says meanwhile. It must not wait. Set once, before other threads free; without it, `remote` has it.
+  void set_made_hook(std::function<void(const GlobalPointer&)> hook);
 
  private:
   Result<Address> obtain(std::uint64_t extent_bytes);
@@ -145,6 +148,7 @@ class Heap {
   std::mutex range_mutex_;                     // one thread draws it
   std::function<std::uint64_t(std::uint64_t)> pressure_hook_;  // constant once threads allocate
   std::function<void(Address, std::uint64_t)> replica_hook_;   // constant once threads free
+  std::function<void(const GlobalPointer&)> made_hook_;        // constant once threads free
 };
 
 }  // namespace drust::heap

@@ -17,6 +17,7 @@
 namespace drust::heap {
 
 struct Owed {
+  static constexpr std::uint64_t kMade = 16;  // wire::FreeItem::kMade
   GlobalPointer block;
   std::uint64_t flags = 0;  // as the free was asked for; kept for the sender, 8 bits
 };

@@ -37,10 +37,12 @@ class Peers::Pool {
         has_sweeper_(options.has_sweeper),
         connections_(partition, std::move(options.token), options.timeout_ms, std::move(options.dial)) {
     heap.set_replica_hook([this](Address block, std::uint64_t stamp) { drop_replica_later(block, stamp); });
+    heap.set_made_hook([this](const GlobalPointer& version) { free_later(version, wire::FreeItem::kMade); });
   }
   ~Pool() {
     close();
     heap.set_replica_hook({});
+    heap.set_made_hook({});
   }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;

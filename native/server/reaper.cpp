@@ -13,6 +13,8 @@
 namespace drust::server {
 namespace {
 
+static_assert(heap::Owed::kMade == wire::FreeItem::kMade);
+
 using heap::ChildPointer;
 using heap::OwnerKind;
 using protocol::TaskEvent;
@@ -87,10 +89,10 @@ std::size_t Reaper::reap(heap::ProcessId dead, std::uint32_t pid, const std::str
   heap_.adopt(dead, &remote);
   send_frees(remote);
   for (const heap::Owed& owed : heap_.take_owed(dead)) {
-    if (owed.flags == wire::FreeItem::kMade) {
-      peers_.free_made_later(owed.block);
-    } else {
-      peers_.free_later(owed.block, owed.flags == wire::FreeItem::kShallow);
+    switch (owed.flags) {
+      case wire::FreeItem::kMade: peers_.free_made_later(owed.block); break;
+      case wire::FreeItem::kTied: peers_.free_tied_later(owed.block, {}); break;
+      default: peers_.free_later(owed.block, owed.flags == wire::FreeItem::kShallow);
     }
   }
   partition.release_process(dead);  // the generation keeps telling its blocks from a newcomer's

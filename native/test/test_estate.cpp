@@ -72,7 +72,8 @@ TEST("frees that a dead process owed to other servers are owed by its own, each 
   const std::map<Colour, std::uint64_t> asked = {
       {elsewhere(1).colour, 0},
       {elsewhere(2).colour, wire::FreeItem::kShallow},
-      {elsewhere(3).colour, wire::FreeItem::kMade}};
+      {elsewhere(3).colour, wire::FreeItem::kMade},
+      {elsewhere(4).colour, wire::FreeItem::kTied}};
   for (std::uint64_t number = 1; number <= asked.size(); ++number)
     scene.dying.note_owed(elsewhere(number), asked.at(elsewhere(number).colour));
   scene.reaper.reap(scene.second, 0, "killed");
@@ -86,6 +87,23 @@ TEST("a child on another server goes with its parent, though who freed that died
   CHECK_EQ(unsent.size(), 1U);
   scene.reaper.reap(scene.second, 0, "killed");
   CHECK(scene.owed() == std::map<Colour, std::uint64_t>{{elsewhere(1).colour, 0}});
+}
+
+TEST("a version on another server goes as one with the version here that it lies in, and as any block once that is none") {
+  for (const bool is_committed : {false, true}) {
+    Scene scene;
+    const Address around = scene.dying.allocate({.codec = 9, .child_count = 1, .buffer_bytes = {}}).value();
+    block_at(*scene.host.partition, around).children()[0] = {elsewhere(1).address.raw(), elsewhere(1).colour, 128,
+                                                             ChildPointer::kMade};
+    scene.dying.adopt_children(around);
+    const GlobalPointer block = scene.dying.publish(around);
+    if (is_committed) CHECK(scene.dying.set_owner(block, owner_word(OwnerKind::process, scene.second)));
+    scene.reaper.reap(scene.second, 0, "killed");
+    CHECK_EQ(scene.reaper.tend(), 0U);
+    CHECK(!scene.is_there(block));
+    const std::uint64_t expected = is_committed ? 0 : wire::FreeItem::kMade;
+    CHECK(scene.owed() == std::map<Colour, std::uint64_t>{{elsewhere(1).colour, expected}});
+  }
 }
 
 TEST("what a dead process owned stays while a task has it on loan, and goes with the task") {

@@ -448,6 +448,8 @@ class Pin:
     @property
     def on_release(self) -> int: ...
     @property
+    def is_made(self) -> bool: ...
+    @property
     def references(self) -> int: ...
     @property
     def parts(self) -> tuple[Pin, ...] | None: ...
@@ -745,6 +747,8 @@ class Shared:
 HOLD: int = 1024
 
 HOLD_KIND_SHIFT: int = 11
+
+CHILD_MADE: int = 65536
 
 class Atomic(Shared):
     """One word that processes share: see drust.sync."""

@@ -46,10 +46,12 @@ from drust.errors import (
 from drust.runtime import Pointer
 
 NOTHING, FREE_TREE = groups.NOTHING, groups.FREE_TREE  # what a Pin's end does: native/bind/runtime.hpp
+FREE_MADE = _core.RELEASE_FREE_MADE
 FREE_SHALLOW, FREE_TIED = groups.FREE_SHALLOW, groups.FREE_TIED
 
 EXCEPTED = 128  # of a child pointer: of replicas, the value is an exception from what the session says
 KEPT = 8  # of a child pointer: in a version that a borrower made, the pre-image owns the child as well
+MADE = _core.CHILD_MADE  # of a child pointer in a version: a task below made the child, on another server
 BORROWED = 2 | 4  # of a child pointer: the block does not own the child
 
 Access: TypeAlias = Literal["owned", "shared", "mutable"]
@@ -74,7 +76,8 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
         pin = child._publish()
         owned.append(pin)
         kept, excepted = KEPT if child._kept else 0, EXCEPTED if is_excepted(child) else 0
-        return (*pin.pointer, flags | kept | excepted)
+        made = MADE if isinstance(child, _core.Box) and pin.is_made else 0
+        return (*pin.pointer, flags | kept | excepted | made)
 
     block = codecs.write(runtime.current(), encoded, pointer_of)
     for pin in owned:
@@ -218,7 +221,8 @@ def _materialise(box: "_core.Box[Any]", writable: bool) -> None:
         owns = owns_children and writable and not kept
         if flags & _core.HOLD:
             return open_hold(pointer, flags, owns=owns)
-        box_inside = hold(pointer, "owned", owns, box, kept=kept, excepted=bool(flags & EXCEPTED))
+        made = lease is not None and not kept and bool(flags & MADE)
+        box_inside = hold(pointer, "owned", owns, box, kept=kept, made=made, excepted=bool(flags & EXCEPTED))
         if kept and lease is not None:
             lease.opened(box_inside)
         return box_inside
@@ -285,6 +289,7 @@ def hold(
     lease: object = None,
     undo: bool = False,
     kept: bool = False,
+    made: bool = False,
     excepted: bool = False,
     holder: "tuple[_core.Pin, int] | None" = None,
 ) -> "_core.Box[Any]":
@@ -298,6 +303,7 @@ def hold(
         lease: the task that it was lent to.
         undo: keep its pre-image whatever its size.
         kept: its block belongs to the pre-image of its parent.
+        made: a task below made it, of a pre-image that owns some of what it owns.
         excepted: of replicas, from what the session says.
         holder: the block here, and the index in its child table, that frees it if this process dies; for a
             value on another server.
@@ -310,7 +316,9 @@ def hold(
         label = np.ndarray if pin.codec == codecs.NDARRAY else codecs.codec_name(pin.codec)
     else:
         around, index = holder or (None, 0)
-        pin = _core.Pin.hold(pointer, release, around, index)
+        pin = _core.Pin.hold(pointer, FREE_MADE if made else release, around, index)
+        if made and not owns:
+            pin.set_release(NOTHING)
         label = "remote value"
     return _core.Box._from_pin(
         pin, access, label, parent, undo=undo, lease=lease, kept=kept, excepted=excepted
