@@ -20,6 +20,7 @@ from looking import wait_until
 LARGE = 200_000  # of 8 bytes: written in place where it lies
 SMALL = 10
 WITHIN_S = 20.0
+UNNAMED_WITHIN_S = 40.0  # what nobody names is looked for some seconds after a loss
 
 
 def make(n: int) -> Box:
@@ -218,21 +219,129 @@ def take_out_and_put_back(top: dict, server: int) -> None:
         mark(middle)
 
 
-def change_deep(top: dict, way: Callable[[dict, int], None], server: int, dies: bool) -> None:
-    way(top, server)
+def take_out(top: dict, server: int) -> Box:
+    drust.spawn(mark_inside, top["in"].borrow_mut(), server=server).join()
+    with top["in"].borrow_mut() as middle:
+        return middle.pop("in")
+
+
+def change_what_was_taken_out(top: dict, server: int) -> None:
+    low = take_out(top, server)
+    with low.borrow_mut() as value:
+        mark(value)
+    with top["in"].borrow_mut() as middle:
+        middle["in"] = low
+        mark(middle)
+
+
+def drop_the_leaf_of_what_was_taken_out(top: dict, server: int) -> None:
+    with take_out(top, server).borrow_mut() as value:
+        del value["leaf"]
+
+
+def drop_it(top: dict, server: int) -> None:
+    drust.spawn(mark_inside, top["in"].borrow_mut(), server=server).join()
+    with top["in"].borrow_mut() as middle:
+        del middle["in"]
+
+
+def drop_it_changed(top: dict, server: int) -> None:
+    with top["in"].borrow_mut() as middle:
+        mark_inside(middle)
+        del middle["in"]
+
+
+_kept: list[Box] = []  # of a worker
+
+
+def keep_it(top: dict, server: int) -> None:
+    _kept.append(take_out(top, server))
+
+
+def forget_kept(_: int) -> bool:
+    had_some = bool(_kept)
+    _kept.clear()
+    return had_some
+
+
+def drop_given(box: Box) -> None:
+    del box
+
+
+def give_it_away(top: dict, server: int) -> None:
+    drust.spawn(drop_given, take_out(top, server), server=0).join()
+
+
+def give_it_away_in_another(top: dict, server: int) -> None:
+    drust.spawn(drop_given, Box([take_out(top, server)]), server=0).join()
+
+
+def give_away_unchanged_in_another(top: dict, server: int) -> None:
+    with top["in"].borrow_mut() as middle:
+        low = middle.pop("in")
+    drust.spawn(drop_given, Box([low]), server=server).join()
+
+
+def send_it(top: dict, server: int) -> None:
+    sender, receiver = drust.channel(1)
+    sender.send(take_out(top, server))
+    receiver.recv(WITHIN_S)
+
+
+def change_deep(top: dict, way: Callable[[dict, int], Box | None], server: int, dies: bool) -> Box | None:
+    result = way(top, server)
     mark(top)
     if dies:
         faults.arm_here("queue.return.written")
+    return result
+
+
+CHANGES = [publish_twice, open_again, take_out_and_put_back, change_what_was_taken_out]
+DROPS = [drop_the_leaf_of_what_was_taken_out, drop_it, drop_it_changed, keep_it]
+GIVES = [give_it_away, give_it_away_in_another, give_away_unchanged_in_another, send_it, take_out]
 
 
 @pytest.mark.parametrize("server", [0, 1])
-@pytest.mark.parametrize("way", [publish_twice, open_again, take_out_and_put_back])
-def test_what_a_version_inside_of_a_version_shares_is_its_lenders(settled, way, server):
+@pytest.mark.parametrize("way", [*CHANGES, *DROPS, *GIVES])
+def test_what_a_task_leaves_of_versions_inside_of_versions_is_in_memory_once(settled, way, server):
+    box = make_deep()
+    result = drust.spawn(change_deep, box.borrow_mut(), way, server, False, server=0).join(WITHIN_S)
+    if way in CHANGES:
+        assert marks(box) == (1, 1, 1, 9.0 * SMALL)
+    if result is not None:
+        with result.borrow() as low, low["leaf"].borrow() as leaf:
+            assert leaf.sum() == 9 * SMALL
+            del leaf
+        del low
+    if way is keep_it:
+        wait_until(lambda: any(drust.map(forget_kept, range(8), server=0)))
+    del box, result
+
+
+def die_after(session: drust.Session, way: Callable[[dict, int], Box | None], server: int) -> None:
     box = make_deep()
     with pytest.raises(WorkerLostError):
         drust.spawn(change_deep, box.borrow_mut(), way, server, True, server=0).join(WITHIN_S)
-    chaos.wait_attached(settled)
-    account.take_at_rest(settled)
-    assert marks(box) == (0, 0, 0, 9.0 * SMALL)
-    drust.spawn(change_deep, box.borrow_mut(), way, server, False, server=0).join(WITHIN_S)
-    assert marks(box) == (1, 1, 1, 9.0 * SMALL)
+    chaos.wait_attached(session)
+    account.take_at_rest(session)
+    if way in GIVES:
+        with pytest.raises(PoisonedError):
+            marks(box)
+    else:
+        assert marks(box) == (0, 0, 0, 9.0 * SMALL)
+
+
+@pytest.mark.parametrize("way", [*CHANGES, *DROPS, *GIVES])
+def test_what_a_version_inside_of_a_version_shares_is_its_lenders_until_it_is_moved(settled, way):
+    die_after(settled, way, 0)
+
+
+def test_a_version_elsewhere_that_a_lost_task_had_left_as_it_came_is_freed(session):
+    before = account.take_at_rest(session)
+    die_after(session, drop_it, 1)
+    account.check_settled(session, before, UNNAMED_WITHIN_S)
+
+
+@pytest.mark.parametrize("way", [*CHANGES, *DROPS, *GIVES])
+def test_what_a_version_elsewhere_shares_is_its_lenders_until_it_is_moved(session, way):
+    die_after(session, way, 1)

@@ -108,6 +108,7 @@ bool set_parent(BoxObject* child, BoxObject* parent) {
     return set_refusal(child, step.verdict, "move it into another Box", -1);
   }
   leave_parent(child);
+  if (find_lease(parent) != nullptr) Py_CLEAR(child->lease);  // from here on it is that task's
   child->state = protocol::child_state(child->state.flags);
   child->parent = parent;
   child->next_child = parent->first_child;
@@ -119,7 +120,7 @@ bool set_parent(BoxObject* child, BoxObject* parent) {
 void leave_parent(BoxObject* child) noexcept {
   if (child->parent == nullptr) return;
   // Wherever it goes, it is a part of what that task was lent.
-  if (child->state.has(protocol::kPreImage) && child->lease == nullptr) child->lease = Py_XNewRef(find_lease(child));
+  if (child->lease == nullptr) child->lease = Py_XNewRef(find_lease(child));
   if (child->counts_in_parent) {
     child->counts_in_parent = false;
     --child->parent->children_borrowed;

@@ -109,7 +109,8 @@ bool adopt_pointer(BoxObject* box, PyObject* pointer, protocol::Actions actions)
   }
   // The lender frees what he lent; what came of it in a task below is this task's own.
   const bool was_lent = find_lease(box) != nullptr && old->on_release == OnRelease::nothing;
-  const OnRelease action = was_lent ? OnRelease::free_tree : old->on_release;
+  const bool was_made = old->on_release == OnRelease::free_made;  // elsewhere; here its owner word says so
+  const OnRelease action = was_lent || was_made ? OnRelease::free_tree : old->on_release;
   PyObject* pin = is_here(fresh.address) ? make_pin(fresh, fresh, false, action, 0)
                                          : make_hold(fresh, old->on_release);
   if (pin == nullptr) return false;

@@ -267,6 +267,13 @@ void returned(Runtime& runtime, const TaskEntry& entry, nb::tuple completion_tup
   runtime.heap->set_owner(entry.entry.task, heap::owner_word(heap::OwnerKind::process, runtime.process));
 }
 
+// Once it has returned: a version that this process has kept owns all that it names. Others: nothing happens.
+void keep_version(Runtime& runtime, nb::tuple pointer_tuple) {
+  const std::uint64_t version = heap::owner_word(heap::OwnerKind::borrower, runtime.process);
+  const std::uint64_t own = heap::owner_word(heap::OwnerKind::process, runtime.process);
+  static_cast<void>(runtime.heap->change_owner(to_pointer(pointer_tuple), version, own));
+}
+
 // Then the completion goes home: a write in this partition, or 1 round trip, which other tasks share and nobody waits
 // for where more of them are to be run. False: its receiver does not answer;
 // the task's entry keeps it, to be sent again.
@@ -459,6 +466,7 @@ void register_runtime(nb::module_& module) {
       .def("give_home", &give_home, nb::arg("entry"), nb::arg("completion"))
       .def("forbid_rollback",
            [](Runtime& r, const TaskEntry& entry) { r.queue->forbid_rollback(entry.entry); }, nb::arg("entry"))
+      .def("keep_version", &keep_version, nb::arg("pointer"))
       .def("wait", &wait, nb::arg("record"), nb::arg("timeout_ms"))
       .def("control", &control, nb::arg("server"), nb::arg("body"))
       .def("ping", &ping, nb::arg("server"))

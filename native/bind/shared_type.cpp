@@ -166,6 +166,7 @@ PyObject* refuse_pickle(PyObject* self, PyObject*) {
 }
 
 PyObject* get_kept(PyObject*, void*) { return Py_NewRef(Py_False); }
+PyObject* get_lease(PyObject*, void*) { return new_none(); }
 
 PyObject* get_flags(PyObject* self, void*) {
   return PyLong_FromUnsignedLongLong(kind_flags_of(as_shared(self)->kind, as_shared(self)->role));
@@ -218,6 +219,7 @@ PyMethodDef methods[] = {
 PyGetSetDef getters[] = {
     {"server", get_server, nullptr, "The number of its home server.", nullptr},
     {"_kept", get_kept, nullptr, "As a Box's.", nullptr},
+    {"_lease", get_lease, nullptr, "As a Box's.", nullptr},
     {"_flags", get_flags, nullptr, "What a child pointer says of its holds.", nullptr},
     {"_hold", get_hold, nullptr, "The pointer of this handle's hold.", nullptr},
     {"_object", get_object, nullptr, "The pointer of the object, if it is on this server.", nullptr},

@@ -278,13 +278,13 @@ Result<GlobalPointer> Heap::duplicate(const GlobalPointer& pointer, bool lent) {
 }
 
 bool Heap::is_of_version(std::uint64_t owner) const noexcept {
-  constexpr int kDepthMax = 64;  // what an older parent has left behind may go round in circles
+  constexpr int kDepthMax = 64;  // words that an older parent has left behind may go round in circles
   for (int depth = 0; depth < kDepthMax && owner_kind(owner) == OwnerKind::parent; ++depth) {
     const Result<Block> around = partition_.find(owner_parent(owner), kNoColour);
     if (!around.ok()) return false;
     owner = around.value().header().owner.load(std::memory_order_acquire);
   }
-  return owner_kind(owner) == OwnerKind::borrower;
+  return owner == owner_word(OwnerKind::borrower, process_);
 }
 
 bool Heap::make_own(const GlobalPointer& pointer) noexcept {

@@ -110,8 +110,8 @@ class Heap {
   bool set_owner(const GlobalPointer& pointer, std::uint64_t owner_word) noexcept;
   // The same if it is `expected` now: what another owner has taken over stays his.
   bool change_owner(const GlobalPointer& pointer, std::uint64_t expected, std::uint64_t owner_word) noexcept;
-  // Whether a block with that owner word is a version that a borrower made, or lies in one: its pre-image may own
-  // children of it as well.
+  // Whether a block with that owner word is a version that this process made or was handed by a task below, or lies in
+  // one: its pre-image may own children of it as well.
   [[nodiscard]] bool is_of_version(std::uint64_t owner_word) const noexcept;
   // This process owns it from now on, as a version where it was of one. False: that version is gone.
   bool make_own(const GlobalPointer& pointer) noexcept;

@@ -196,9 +196,10 @@ class Outgoing:
         for index, (handle, flags) in enumerate(encoded.children):
             if isinstance(handle, _core.Box | _core.Shared):
                 excepted = EXCEPTED if handles.is_excepted(handle) else 0
+                lease = handle._lease
                 pin, value = handle._transfer()
                 self._moved.append((handle, pin, value))
-                lends.gave(pin)
+                lends.gave(pin, lease)
                 pointers.append((*pin.pointer, flags | excepted))
                 continue
             excepted = EXCEPTED if handle._box._excepted_with_all else 0
@@ -207,7 +208,7 @@ class Outgoing:
             self.lease = self.lease or handle._box._lease
             pin = handle._lend(self)
             if flags == LENT_MUTABLE:
-                lends.gave(pin, moved=False)
+                lends.gave(pin, handle._box._lease, moved=False)
             in_place = flags == LENT_MUTABLE and not handle._undo and self._in_place(pin)
             column = getattr(handle, "_column", None)
             if column is not None:
@@ -270,6 +271,8 @@ class Outgoing:
                 guard._end_lend(self, "committed", pointer)
             completion.taken(index)
             index += 1
+            if self.lease is not None and guard._box._pin is not None:
+                self.lease.met(guard._box._pin)
         self.lends.clear()
         if self.lease is not None:
             self.lease.frees.extend(completion.end.frees)
@@ -526,9 +529,10 @@ class Outcome:
                 flags | (EXCEPTED if handles.is_excepted(handle) else 0) for handle, flags in encoded.children
             ]
             for box, _ in encoded.children:
+                lease = box._lease
                 pin, kept = box._transfer()
                 self._moved.append((box, pin, kept))
-                lends.gave(pin)
+                lends.gave(pin, lease)
             children = [(*moved[1].pointer, flag) for moved, flag in zip(self._moved, flags, strict=True)]
             return draft_block(_core.COMPLETION_CODEC, header, encoded, [*children, *room])
         except BaseException:

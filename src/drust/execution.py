@@ -215,6 +215,7 @@ class _Run:
             here.returned(entry, pointer)
         except WorkerLostError:
             os._exit(_FENCED)
+        self._lease.end()
         self._call.pin.set_release(calls.RELEASE_SHALLOW)
         # Its block goes before anybody hears of the end, unless the task has kept a view of it.
         del self._call

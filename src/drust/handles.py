@@ -83,7 +83,7 @@ def write_encoded(encoded: codecs.Encoded) -> _core.Pin:
     for pin in owned:
         pin.set_release(NOTHING)  # they are the new block's now
     for child, _ in encoded.children:
-        if isinstance(child, _core.Box) and child._kept and child._lease is not None:
+        if isinstance(child, _core.Box) and child._lease is not None:
             child._lease.name(block)
     return block
 

@@ -23,13 +23,21 @@ _leases: "weakref.WeakValueDictionary[int, Lease]" = weakref.WeakValueDictionary
 """By the address of a block of this process that has children of a lender's in its table."""
 
 
-def gave(block: _core.Pin, moved: bool = True) -> None:
-    """A Box with this block is moved or lent to a task; what lies in it may have been lent to one here."""
-    if not _leases or block.local is None:
+def gave(block: _core.Pin, lease: "Lease | None" = None, moved: bool = True) -> None:
+    """A Box with this block is moved or lent to a task; what lies in it may have been lent to one here.
+
+    Args:
+        block: what it has.
+        lease: the Box's, if it was lent to a task here or taken out of what was.
+        moved: not lent.
+    """
+    if not _leases and lease is None:
         return
-    lease = _leases.get(block.pointer[0])
+    lease = _leases.get(block.pointer[0], lease)
     if lease is not None:
         lease.gave(block, moved)
+    if block.local is None:
+        return
     here = runtime.current()
     for child in block.children:
         pointer = child[:3]
@@ -38,9 +46,10 @@ def gave(block: _core.Pin, moved: bool = True) -> None:
             and runtime.server_of(pointer) == here.server
             and here.is_live(pointer)
         ):
-            gave(here.open(pointer, False, NOTHING), moved)
+            gave(here.open(pointer, False, NOTHING), lease, moved)
 
 
+OF_PRE_IMAGE = handles.KEPT | handles.MADE  # of a child pointer: a pre-image owns it, or some of it, too
 PRE_IMAGE_BYTES_MAX = 2**20  # as native/base/limits.hpp
 
 
@@ -59,6 +68,7 @@ class Lease:
         self._named_by: dict[int, Pointer] = {}  # blocks made since that have some of them in their tables
         self._handles: dict[int, weakref.ref[_core.Box[Any]]] = {}  # of those children, by address
         self._given: set[int] = set()  # those that were moved to others
+        self._has_ended = False
 
     def left(self, version: _core.Pin) -> None:
         """The task writes `version` from now on, in place of a block whose children it shares."""
@@ -69,6 +79,16 @@ class Lease:
             self._shared.update((child[0], child[:3]) for child in shared)
             self._given.difference_update(child[0] for child in shared)
             self.name(version)
+
+    def met(self, version: _core.Pin) -> None:
+        """A task below made `version`: what its pre-image owns as well is for this task to settle."""
+        if version.local is None:
+            return
+        self.left(version)
+        for child in version.children:
+            pointer = child[:3]
+            if child[3] & handles.MADE and runtime.server_of(pointer) == self._here.server:
+                self.met(self._here.open(pointer, False, NOTHING))
 
     def opened(self, child: "_core.Box[Any]") -> None:
         """`child` lies in such a version, and the block that was left owns it as well."""
@@ -81,11 +101,17 @@ class Lease:
         _leases[block.pointer[0]] = self
 
     def gave(self, block: _core.Pin, moved: bool = True) -> None:
-        """Another task has it from now on, and may take it apart: that one decides about what lies in it."""
+        """Another task has it from now on, and may take it apart: that one decides about what lies in it.
+
+        What was moved there and may be freed is not there for a rollback.
+        """
+        children = () if block.local is None else block.children
         if moved:
             self._given.add(block.pointer[0])
-        if block.local is not None:
-            self._given.update(child[0] for child in block.children)
+            shares = any(child[3] & OF_PRE_IMAGE and not child[3] & handles.BORROWED for child in children)
+            if shares or block.is_made:
+                self.forbid()
+        self._given.update(child[0] for child in children)
 
     def settle(self) -> None:
         """Queues what nobody has any more of what the blocks share that the task left.
@@ -114,7 +140,14 @@ class Lease:
 
     def forbid(self) -> None:
         """From now on a lost worker poisons what this task was lent mutably. No message."""
-        self._here.forbid_rollback(self._entry)
+        if not self._has_ended:
+            self._here.forbid_rollback(self._entry)
+
+    def end(self) -> None:
+        """The task has returned: versions that this process has kept own all that they name."""
+        self._has_ended = True
+        for pointer in self._named_by.values():
+            self._here.keep_version(pointer)
 
     def drain(self) -> None:
         """Waits until every task below has ended: else there would be two writers once this one returned."""

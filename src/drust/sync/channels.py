@@ -179,9 +179,10 @@ class _Message:
             return
 
         def move(child: Any, flags: int) -> tuple[int, int, int, int]:
+            lease = child._lease
             pin, kept = child._transfer()
             self._moved.append((child, pin, kept))
-            lends.gave(pin)
+            lends.gave(pin, lease)
             return (*pin.pointer, flags)
 
         try:
